@@ -1,0 +1,158 @@
+"""WebDataset tar shards: writing them, and the index that lets any sample be read by itself.
+
+    OUT/000000.tar      KEY.person.jpg  KEY.clothing_agnostic.jpg  KEY.garment.jpg  KEY.person_pose.json  ...
+    OUT/000000.npy      one row a sample: key, and offset, size and CRC-32 of each member
+    OUT/dataset.json    image size, and name, samples, bytes and CRC-32 of the index of every shard
+
+Plain `webdataset.WebDataset` reads the tars; the index is ours.  `python -m data.shards OUT` writes it for tars that
+other tools made.
+"""
+
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from data.schema import Sample
+
+IMAGES = ("person", "clothing_agnostic", "garment")
+POSES = ("person_pose", "garment_pose")
+FIELDS = IMAGES + POSES
+FORMAT = 1
+REMEDY = "prepare this shard again with python -m data.prepare"
+
+
+def escape_key(key: str) -> str:
+    """The key without dots and slashes, where WebDataset would cut it: '001.front' -> '001%2Efront'."""
+    return quote(key, safe="").replace(".", "%2E")
+
+
+def encode_sample(sample: Sample, quality: int = 95) -> dict[str, str | bytes]:
+    """The members of one sample: JPEG without chroma subsampling, poses as JSON rows [x, y, visible]."""
+    members: dict[str, str | bytes] = {"__key__": escape_key(sample.key)}
+    for field in IMAGES:
+        buffer = io.BytesIO()
+        Image.fromarray(getattr(sample, field)).save(buffer, "JPEG", quality=quality, subsampling=0)
+        members[f"{field}.jpg"] = buffer.getvalue()
+    for field in POSES:
+        rows = [[round(float(x), 5) for x in row] for row in getattr(sample, field)]
+        members[f"{field}.json"] = json.dumps(rows).encode()
+    return members
+
+
+def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int = 1000, quality: int = 95) -> int:
+    """Writes tar shards with their index; returns the number of samples.
+
+    Everything is written beside `out` first and appears under that name only when it is whole.  Raises ValueError
+    when `out` exists already, when two samples share a key, or when there is nothing to write.
+    """
+    if out.exists():
+        raise ValueError(f"{out}: exists already; choose another --out, or remove it to prepare it again")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    keys: set[str] = set()
+    pattern = str(partial / "%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, mtime=0, verbose=0) as writer:
+        for sample in samples:
+            if sample.key in keys:
+                raise ValueError(f"{out}: two samples have the key {sample.key!r}; keys must be unique")
+            keys.add(sample.key)
+            writer.write(encode_sample(sample, quality))
+    if not keys:
+        shutil.rmtree(partial)
+        raise ValueError(f"{out}: the source gave no sample to write")
+    write_index(partial)
+    os.replace(partial, out)
+    return len(keys)
+
+
+def index_shard(tar: Path) -> np.ndarray:
+    """One row a sample of this tar: key, and offset, size and crc of each field in the order of FIELDS.
+
+    Raises ValueError naming file and key when the tar is cut off or damaged, a sample lacks a member or its members
+    do not stand together, a key comes twice, or a member is not a regular file.
+    """
+    samples: dict[str, dict[str, tuple[int, int, int]]] = {}
+    last = None
+    try:
+        with tarfile.open(tar, "r:") as archive, tar.open("rb") as raw:
+            for member in archive:
+                key, _, extension = member.name.partition(".")
+                field = extension.rpartition(".")[0]
+                if field not in FIELDS:
+                    continue
+                if not member.isreg() or "/" in key or "\\" in key:
+                    raise ValueError(f"{tar}: {member.name!r} is not a plain file in the archive's root; {REMEDY}")
+                if key in samples and key != last:
+                    raise ValueError(f"{tar}: the members of sample {unquote(key)!r} do not stand together; {REMEDY}")
+                if field in samples.setdefault(key, {}):
+                    raise ValueError(f"{tar}: sample {unquote(key)!r} has {field} twice; {REMEDY}")
+                raw.seek(member.offset_data)
+                data = raw.read(member.size)
+                if len(data) != member.size:
+                    raise ValueError(f"{tar}: cut off inside sample {unquote(key)!r}; {REMEDY}")
+                samples[key][field] = (member.offset_data, member.size, zlib.crc32(data))
+                last = key
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{tar}: not a readable tar file ({error}); {REMEDY}") from error
+    for key, members in samples.items():
+        missing = [field for field in FIELDS if field not in members]
+        if missing:
+            raise ValueError(f"{tar}: sample {unquote(key)!r} has no {', '.join(missing)}; {REMEDY}")
+    if not samples:
+        raise ValueError(f"{tar}: holds no sample; {REMEDY}")
+    key_bytes = max(len(key) for key in samples)
+    width = (len(FIELDS),)
+    row = np.dtype([("key", f"S{key_bytes}"), ("offset", "<u8", width), ("size", "<u4", width), ("crc", "<u4", width)])
+    rows = np.zeros(len(samples), row)
+    for i, (key, members) in enumerate(samples.items()):
+        offset, size, crc = zip(*(members[field] for field in FIELDS), strict=True)
+        rows[i] = (key.encode(), offset, size, crc)
+    return rows
+
+
+def write_index(folder: Path) -> None:
+    """Indexes every tar of a folder and publishes dataset.json last, so that an index is whole or absent."""
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ValueError(f"{folder}: holds no .tar shard; write some with python -m data.prepare")
+    shards = []
+    for tar in tars:
+        rows = index_shard(tar)
+        np.save(tar.with_suffix(".npy"), rows, allow_pickle=False)
+        shards.append(
+            {"name": tar.name, "samples": len(rows), "bytes": tar.stat().st_size, "crc": zlib.crc32(rows.tobytes())}
+        )
+    with tars[0].open("rb") as raw:
+        rows = np.load(tars[0].with_suffix(".npy"), allow_pickle=False)
+        raw.seek(int(rows["offset"][0, 0]))
+        with Image.open(io.BytesIO(raw.read(int(rows["size"][0, 0])))) as image:
+            width, height = image.size
+    about = {"format": FORMAT, "image_size": [height, width], "fields": list(FIELDS), "shards": shards}
+    partial = folder / "dataset.json.partial"
+    partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    os.replace(partial, folder / "dataset.json")
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python -m data.shards FOLDER    writes the index of the .tar shards in FOLDER")
+    try:
+        write_index(Path(sys.argv[1]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The parts of the Parallel-UNet: FiLM residual block, attentions, resampling, encodings, pose tokens.
+
+B batch, C channels, H W pixels, L tokens, D width of the conditioning, K keypoints, N levels of noise (t first).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+POOL_HEADS = 8
+KEYPOINT_FREQUENCIES = 8  # periods 2 ... 1/64 of the image: a 128 image's joint is placed to the pixel
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """min(32, floor(C / 4)) groups (Zhu et al. 2023, A.1), or the next smaller number that divides C."""
+    groups = min(32, channels // 4)
+    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels)
+
+
+def folded_identity(c_out: int, c_in: int) -> Tensor:
+    """A matrix (c_out, c_in) that is the identity where c_in = c_out.
+
+    Output o reads every input i with i = o modulo min(c_in, c_out): more outputs repeat inputs, fewer outputs sum
+    them, divided by sqrt(count), which preserves the variance of independent inputs.
+    """
+    out, into = torch.arange(c_out)[:, None], torch.arange(c_in)[None]
+    hit = ((out - into) % min(c_in, c_out) == 0).float()
+    return hit / hit.sum(1, keepdim=True).sqrt()
+
+
+def positional_encoding(level: Tensor, width: int) -> Tensor:
+    """cos and sin of 1000 level / 10000^(2i/width), in float32 (Vaswani et al. 2017, Sec. 3.5).  (...) -> (..., width)
+
+    level in [0, 1] is t or a noise augmentation level; the factor 1000 puts it on DDPM's scale of timesteps.
+    """
+    half = width // 2
+    rate = torch.exp(torch.arange(half, device=level.device, dtype=torch.float32) * (-math.log(10_000) / half))
+    angle = 1000 * level.float()[..., None] * rate
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def keypoint_encoding(xy: Tensor) -> Tensor:
+    """Fourier features sin, cos(2^f pi x) of coordinates, float32.  (B, K, 2) -> (B, K, 4 * KEYPOINT_FREQUENCIES)"""
+    rate = math.pi * 2.0 ** torch.arange(KEYPOINT_FREQUENCIES, device=xy.device, dtype=torch.float32)
+    angle = (xy.float()[..., None] * rate).flatten(-2)
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V, multi-head (Zhu et al. 2023, Eq. 3).  q (B, L, C); k, v (B, M, C) -> (B, L, C)"""
+    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    return rearrange(x, "b c h w -> b (h w) c")
+
+
+class ResBlock(nn.Module):
+    """FiLM, then conv1(x) + conv3(swish(norm(conv3(swish(norm(x))))) (Zhu et al. 2023, Fig. 2 and A.1).
+
+    FiLM starts as the identity (its weights at 0) and the skip path's own convolution as the (folded) identity, so
+    that a network of 40 blocks passes images and gradients from the first step.
+    """
+
+    def __init__(self, c_in: int, c_out: int, emb_dim: int):
+        super().__init__()
+        self.film = nn.Linear(emb_dim, 2 * c_in)
+        self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        with torch.no_grad():
+            self.skip.weight.copy_(folded_identity(c_out, c_in)[:, :, None, None])
+            self.skip.bias.zero_()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C_in, H, W), emb (B, D) -> (B, C_out, H, W)"""
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)  # (B, C_in, 1, 1) each
+        x = torch.addcmul(x + shift, x, scale)  # FiLM: x (1 + scale) + shift (Dumoulin et al. 2018)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class SelfAttention(nn.Module):
+    """x + attention of the image's features to themselves and to the pose tokens (Zhu et al. 2023, Sec. 3.2)."""
+
+    def __init__(self, channels: int, heads: int, pose_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.pose_kv = nn.Linear(pose_dim, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, pose: Tensor) -> Tensor:
+        """x (B, C, H, W), pose (B, L, D) -> (B, C, H, W)"""
+        q, k, v = self.qkv(to_tokens(self.norm(x))).chunk(3, -1)  # (B, HW, C) each
+        pose_k, pose_v = self.pose_kv(pose).chunk(2, -1)  # (B, L, C) each
+        h = attend(q, torch.cat([k, pose_k], 1), torch.cat([v, pose_v], 1), self.heads)
+        return x + rearrange(self.out(h), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class CrossAttention(nn.Module):
+    """x + the garment's features, fetched to where the person wears them: the implicit warp (Zhu et al. 2023, Eq. 3).
+
+    The garment tokens arrive normalised: they are the same for all blocks of a level.
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, garment: Tensor) -> Tensor:
+        """x (B, C, H, W), garment (B, L, C) -> (B, C, H, W)"""
+        k, v = self.kv(garment).chunk(2, -1)  # (B, L, C) each
+        h = attend(self.q(to_tokens(self.norm(x))), k, v, self.heads)
+        return x + rearrange(self.out(h), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Downsample(nn.Conv2d):
+    """3x3 convolution of stride 2.  (B, C_in, H, W) -> (B, C_out, H/2, W/2)"""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Each pixel doubled, then a 3x3 convolution.  (B, C_in, H, W) -> (B, C_out, 2H, 2W)"""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pooling in one dimension: the mean token asks all tokens (Radford et al. 2021, Sec. 2.4)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) -> (B, D)"""
+        mean = tokens.mean(1, keepdim=True)
+        k, v = self.kv(torch.cat([mean, tokens], 1)).chunk(2, -1)
+        return self.out(attend(self.q(mean), k, v, POOL_HEADS)).squeeze(1)
+
+
+class PoseTokens(nn.Module):
+    """One token a joint: a linear layer of where it is, plus which it is (Zhu et al. 2023, Sec. 3.2).
+
+    A joint that is not visible is the learned null token, wherever its coordinates point; so is every joint of a
+    dropped condition.
+    """
+
+    def __init__(self, num_keypoints: int, width: int):
+        super().__init__()
+        self.place = nn.Linear(4 * KEYPOINT_FREQUENCIES, width)
+        self.null = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.joint = nn.Parameter(torch.randn(num_keypoints, width) * width**-0.5)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pose: Tensor) -> Tensor:
+        """(B, K, 3): x, y, visible -> (B, K, D)"""
+        visible = pose[..., 2:] > 0.5  # (B, K, 1)
+        xy = torch.where(visible, pose[..., :2], 0.0)  # so that not even a NaN passes, forward or backward
+        place = self.place(keypoint_encoding(xy).to(self.place.weight.dtype))
+        return self.norm(torch.where(visible, place, self.null.to(place.dtype)) + self.joint)
+
+
+class LevelEmbedding(nn.Module):
+    """The sum of one learned map of each level's positional encoding, then swish and a linear layer.
+
+    Levels are t and the noise augmentation levels of the conditions (Ho et al. 2022, Cascaded Diffusion Models).
+    One linear layer of the concatenated encodings is the sum of one linear layer each.
+    """
+
+    def __init__(self, num_levels: int, width: int):
+        super().__init__()
+        self.width = width
+        self.inner = nn.Linear(num_levels * width, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """(B, N) in [0, 1] -> (B, D)"""
+        encoding = positional_encoding(levels, self.width).flatten(1)
+        return self.outer(F.silu(self.inner(encoding.to(self.inner.weight.dtype))))

@@ -1,0 +1,277 @@
+"""The Parallel-UNet: a garment UNet whose features a person UNet fetches by cross-attention.
+
+Zhu et al. 2023 (arXiv 2306.08276), Sec. 3.2, Fig. 2 (128) and Fig. 8 (256).
+B batch, C channels, H W pixels, L tokens, D width of the conditioning, K keypoints, A conditioning images.
+"""
+
+from itertools import pairwise
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.conditions import Conditions
+from model.layers import (
+    POOL_HEADS,
+    AttentionPool,
+    CrossAttention,
+    Downsample,
+    LevelEmbedding,
+    PoseTokens,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    group_norm,
+    to_tokens,
+)
+
+Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=4)]
+Level = Annotated[int, Field(ge=0)]
+
+
+class ParallelUNetConfig(BaseModel, extra="forbid", frozen=True):
+    """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
+
+    image_size: tuple[Count, Count] = Field((128, 128), description="(height, width) in pixels")
+    lowres: bool = Field(False, description="a low-resolution image is concatenated to zt (the 256 network)")
+    channels: tuple[Width, ...] = Field((128, 256, 512, 1024), min_length=1, description="features, finest level first")
+    num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="blocks a level of the person UNet, down and up")
+    garment_num_blocks: tuple[Count, ...] | None = Field(
+        None, description="blocks a level of the garment UNet, down and, where attended, up; null: as num_blocks"
+    )
+    attention_levels: tuple[Level, ...] = Field(
+        (2, 3), min_length=1, description="levels with attention: indices into channels, a run that ends at the last"
+    )
+    head_dim: int = Field(64, ge=1, description="features of one attention head")
+    emb_dim: int = Field(512, ge=POOL_HEADS, description="width of the pose tokens and of the FiLM embedding")
+    num_keypoints: int = Field(18, ge=1, description="joints of a pose")
+
+    @property
+    def garment_blocks(self) -> tuple[int, ...]:
+        return self.garment_num_blocks or self.num_blocks
+
+    @property
+    def num_aug_levels(self) -> int:
+        """A: noise augmentation levels of agnostic, garment and, where there is one, lowres."""
+        return 3 if self.lowres else 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ParallelUNetConfig":
+        depth, stride = len(self.channels), 2 ** (len(self.channels) - 1)
+        for key in ("num_blocks", "garment_num_blocks"):
+            value = getattr(self, key)
+            if value is not None and len(value) != depth:
+                raise ValueError(f"{key}: {value} has {len(value)} entries, channels has {depth}; give one a level")
+        if any(side % stride for side in self.image_size):
+            raise ValueError(
+                f"image_size: {self.image_size} is halved {depth - 1} times; use multiples of {stride}, or fewer levels"
+            )
+        run = tuple(range(depth - len(self.attention_levels), depth))
+        if self.attention_levels != run:
+            raise ValueError(
+                f"attention_levels: {self.attention_levels} must count up without gaps to the last level, "
+                f"{depth - 1}, because the garment decoder stops after the finest attended level; for example {run}"
+            )
+        for level in self.attention_levels:
+            if self.channels[level] % self.head_dim:
+                raise ValueError(
+                    f"head_dim: {self.head_dim} does not divide the {self.channels[level]} channels of attended level "
+                    f"{level}; use a divisor of every attended level's channels"
+                )
+        if self.emb_dim % POOL_HEADS:
+            raise ValueError(f"emb_dim: {self.emb_dim} must be a multiple of {POOL_HEADS}, the heads of the pooling")
+        return self
+
+
+BASE_UNET = ParallelUNetConfig()  # 128x128, Fig. 2: 1.13 B parameters
+SR_UNET = ParallelUNetConfig(  # 256x256, Fig. 8: 1.06 B parameters
+    image_size=(256, 256),
+    lowres=True,
+    channels=(128, 128, 256, 512, 1024),
+    num_blocks=(2, 3, 4, 7, 7),
+    garment_num_blocks=(2, 3, 4, 6, 7),
+    attention_levels=(4,),
+)
+
+
+class Context(NamedTuple):
+    """What the blocks are told besides their features."""
+
+    emb: Tensor  # (B, D), swish of the summed embedding, for FiLM
+    pose: Tensor | None = None  # (B, 2K, D), for self-attention
+    garment: dict[int, Tensor] | None = None  # level -> (B, HW, C) normalised tokens, for cross-attention
+
+
+class GarmentBlock(nn.Module):
+    """FiLM and a residual block."""
+
+    def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
+        super().__init__()
+        self.res = ResBlock(c_in, c_out, config.emb_dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)"""
+        return self.res(x, context.emb)
+
+
+class PersonBlock(nn.Module):
+    """FiLM and a residual block; on attended levels self-attention with the poses and cross-attention follow."""
+
+    def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
+        super().__init__()
+        self.level = level
+        self.attended = level in config.attention_levels
+        self.res = ResBlock(c_in, c_out, config.emb_dim)
+        if self.attended:
+            self.self_attention = SelfAttention(c_out, c_out // config.head_dim, config.emb_dim)
+            self.cross_attention = CrossAttention(c_out, c_out // config.head_dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)"""
+        x = self.res(x, context.emb)
+        if self.attended:
+            x = self.self_attention(x, context.pose)
+            x = self.cross_attention(x, context.garment[self.level])
+        return x
+
+
+class Encoder(nn.Module):
+    """Levels from the finest to the coarsest: blocks, with a strided convolution in between."""
+
+    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], config: ParallelUNetConfig):
+        super().__init__()
+        self.checkpointing = False
+        self.down = nn.ModuleList(Downsample(c, c_next) for c, c_next in pairwise(config.channels))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(block(c, c, level, config) for _ in range(num_blocks[level]))
+            for level, c in enumerate(config.channels)
+        )
+
+    def forward(self, x: Tensor, context: Context) -> list[list[Tensor]]:
+        """(B, C0, H, W) -> every block's output, [level][block]: (B, C, H / 2^level, W / 2^level)"""
+        features = []
+        for level, blocks in enumerate(self.levels):
+            x = self.down[level - 1](x) if level else x
+            features.append([])
+            for block in blocks:
+                x = run(block, x, context, self.checkpointing)
+                features[-1].append(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """Levels from the coarsest to `last`: every block is given the output of its own mirror block in the encoder."""
+
+    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], last: int, config: ParallelUNetConfig):
+        super().__init__()
+        self.checkpointing = False
+        channels = config.channels
+        self.order = tuple(reversed(range(last, len(channels))))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(block(2 * channels[level], channels[level], level, config) for _ in range(num_blocks[level]))
+            for level in self.order
+        )
+        self.up = nn.ModuleList(Upsample(channels[level + 1], channels[level]) for level in self.order[1:])
+
+    def forward(self, features: list[list[Tensor]], context: Context) -> dict[int, Tensor]:
+        """The encoder's features -> each level's output, {level: (B, C, H / 2^level, W / 2^level)}"""
+        x, outputs = features[-1][-1], {}
+        for i, (level, blocks) in enumerate(zip(self.order, self.levels, strict=True)):
+            x = self.up[i - 1](x) if i else x
+            for block, skip in zip(blocks, reversed(features[level]), strict=True):
+                x = run(block, torch.cat([x, skip], 1), context, self.checkpointing)
+            outputs[level] = x
+        return outputs
+
+
+def run(block: nn.Module, x: Tensor, context: Context, checkpointing: bool) -> Tensor:
+    """block(x, context), recomputed in the backward pass if checkpointing (Chen et al. 2016)."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
+    return block(x, context)
+
+
+class GarmentUNet(nn.Module):
+    """The garment's features at the attended levels.  It stops after the finest of them (Sec. 3.2)."""
+
+    def __init__(self, config: ParallelUNetConfig):
+        super().__init__()
+        self.stem = nn.Conv2d(3, config.channels[0], 3, padding=1)
+        self.encoder = Encoder(GarmentBlock, config.garment_blocks, config)
+        self.decoder = Decoder(GarmentBlock, config.garment_blocks, min(config.attention_levels), config)
+        self.norms_down = nn.ModuleDict({str(i): group_norm(config.channels[i]) for i in config.attention_levels})
+        self.norms_up = nn.ModuleDict({str(i): group_norm(config.channels[i]) for i in config.attention_levels})
+
+    def forward(self, garment: Tensor, context: Context) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """(B, 3, H, W) -> tokens (B, HW, C) of the encoder and of the decoder, {level: tokens} each"""
+        features = self.encoder(self.stem(garment), context)
+        outputs = self.decoder(features, context)
+        down = {int(i): to_tokens(norm(features[int(i)][-1])) for i, norm in self.norms_down.items()}
+        up = {int(i): to_tokens(norm(outputs[int(i)])) for i, norm in self.norms_up.items()}
+        return down, up
+
+
+class ParallelUNet(nn.Module):
+    """Predicts the noise in zt, or v, from the try-on conditions (Zhu et al. 2023, Eq. 2).
+
+    The reading of the paper that meets its parameter counts (1.13 B and 1.06 B): every up block has its own encoder
+    skip; FiLM at the entry of a block; a 1x1 convolution on every skip path; attention as wide as its level; 3x3
+    convolutions for resampling, which also change the width.  Of the garment's features, the person's down blocks
+    attend to the garment encoder's at their level, its up blocks to the garment decoder's.
+    The last convolution starts at 0: the first prediction is 0.
+    """
+
+    def __init__(self, config: ParallelUNetConfig):
+        super().__init__()
+        self.config = config
+        images = 3 if config.lowres else 2  # zt, clothing_agnostic, lowres
+        self.person_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
+        self.garment_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
+        self.pool = AttentionPool(config.emb_dim)  # for both poses
+        self.level_embedding = LevelEmbedding(1 + config.num_aug_levels, config.emb_dim)
+        self.garment_unet = GarmentUNet(config)
+        self.stem = nn.Conv2d(3 * images, config.channels[0], 3, padding=1)
+        self.encoder = Encoder(PersonBlock, config.num_blocks, config)
+        self.decoder = Decoder(PersonBlock, config.num_blocks, 0, config)
+        self.norm = group_norm(config.channels[0])
+        self.head = nn.Conv2d(config.channels[0], 3, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keeps only the inputs of the blocks for the backward pass and computes the rest again."""
+        for part in (self.encoder, self.decoder, self.garment_unet.encoder, self.garment_unet.decoder):
+            part.checkpointing = enabled
+
+    def embed(self, t: Tensor, cond: Conditions) -> Context:
+        """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""
+        person, garment = self.person_tokens(cond.person_pose), self.garment_tokens(cond.garment_pose)
+        levels = torch.cat([t[:, None].float(), cond.noise_aug_level.float()], 1)  # (B, 1 + A)
+        emb = self.level_embedding(levels) + self.pool(person) + self.pool(garment)
+        return Context(F.silu(emb), torch.cat([person, garment], 1))
+
+    def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        """The predicted noise, (B, 3, H, W).  zt (B, 3, H, W); t (B,) in [0, 1].
+
+        ValueError if cond has a lowres image and the config none, or the reverse.
+        """
+        images = [zt, cond.clothing_agnostic]
+        if self.config.lowres:
+            if cond.lowres is None:
+                raise ValueError("Conditions.lowres is missing: give the previous stage's image, or set lowres: false")
+            images.append(cond.lowres)
+        elif cond.lowres is not None:
+            raise ValueError("Conditions.lowres is given, but the network has lowres: false; set it to true")
+        assert cond.noise_aug_level.shape[1] == self.config.num_aug_levels, cond.noise_aug_level.shape
+
+        dtype = self.stem.weight.dtype
+        context = self.embed(t, cond)
+        garment_down, garment_up = self.garment_unet(cond.garment.to(dtype), context)  # {level: (B, L, C)}
+        x = self.stem(torch.cat(images, 1).to(dtype))  # (B, C0, H, W)
+        features = self.encoder(x, context._replace(garment=garment_down))  # [level][block]
+        x = self.decoder(features, context._replace(garment=garment_up))[0]  # (B, C0, H, W)
+        return self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)

@@ -1,0 +1,291 @@
+"""The Parallel-UNet has the paper's size, trains all of itself, and keeps samples and null joints apart."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.parallel import scatter_gather
+
+from model.conditions import Conditions
+from model.layers import CrossAttention, ResBlock, SelfAttention, folded_identity, group_norm, positional_encoding
+from model.parallel_unet import BASE_UNET, SR_UNET, ParallelUNet, ParallelUNetConfig
+
+TINY = ParallelUNetConfig(
+    image_size=(16, 24), channels=(8, 12, 16), num_blocks=(1, 2, 1), attention_levels=(1, 2), head_dim=4, emb_dim=16
+)
+TINY_SR = TINY.model_copy(update={"lowres": True, "attention_levels": (2,), "garment_num_blocks": (1, 1, 2)})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def network(config: ParallelUNetConfig = TINY, trained: bool = True) -> ParallelUNet:
+    """A network; trained: with what starts at 0 moved away from it, so that everything can be seen in the output."""
+    torch.manual_seed(0)
+    net = ParallelUNet(config)
+    if trained:
+        for module in net.modules():
+            if isinstance(module, ResBlock):
+                torch.nn.init.normal_(module.film.weight, std=0.1)
+        torch.nn.init.normal_(net.head.weight, std=0.1)
+    return net
+
+
+def inputs(config: ParallelUNetConfig = TINY, batch: int = 2) -> tuple[Tensor, Tensor, Conditions]:
+    height, width = config.image_size
+    image = lambda: torch.rand(batch, 3, height, width) * 2 - 1  # noqa: E731
+    pose = lambda: torch.cat([torch.rand(batch, 18, 2), torch.ones(batch, 18, 1)], -1)  # noqa: E731
+    aug = torch.rand(batch, config.num_aug_levels)
+    cond = Conditions(image(), image(), pose(), pose(), aug, image() if config.lowres else None)
+    return torch.randn(batch, 3, height, width), torch.rand(batch), cond
+
+
+def gradients(net: ParallelUNet) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+@pytest.mark.parametrize(("config", "count"), [(BASE_UNET, 1.13e9), (SR_UNET, 1.06e9)], ids=["base_unet", "sr_unet"])
+def test_parameter_count_of_the_paper(config, count):
+    with torch.device("meta"):
+        net = ParallelUNet(config)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(count, rel=0.005)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_SR], ids=["base_unet", "sr_unet"])
+@pytest.mark.parametrize("keep", [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
+def test_every_parameter_has_a_gradient_at_the_first_step(config, keep):
+    net = network(config, trained=False)
+    zt, t, cond = inputs(config)
+    net(zt, t, cond.drop(torch.tensor(keep))).sum().backward()
+    assert [name for name, grad in gradients(net).items() if grad is None] == []
+
+
+def test_every_parameter_matters():
+    """With kept conditions and a missing joint, no gradient is 0: nothing in the network is idle."""
+    net = network()
+    zt, t, cond = inputs()
+    cond.person_pose[0, 3, 2] = cond.garment_pose[0, 4, 2] = 0
+    net(zt, t, cond).square().sum().backward()
+    # A key's bias shifts all scores of a query alike, which softmax ignores: only its value half has a gradient.
+    assert [name for name, grad in gradients(net).items() if not grad.abs().max() > 0] == []
+
+
+def test_first_output_is_zero():
+    zt, t, cond = inputs()
+    assert torch.equal(network(trained=False)(zt, t, cond), torch.zeros_like(zt))
+
+
+@pytest.mark.parametrize("field", ["clothing_agnostic", "garment", "person_pose", "garment_pose", "noise_aug_level"])
+def test_every_condition_is_heard(field):
+    net = network()
+    zt, t, cond = inputs()
+    changed = cond._replace(**{field: getattr(cond, field) * 0.5})
+    assert not torch.allclose(net(zt, t, cond), net(zt, t, changed), atol=1e-5)
+
+
+def test_time_and_lowres_are_heard():
+    net = network(TINY_SR)
+    zt, t, cond = inputs(TINY_SR)
+    out = net(zt, t, cond)
+    assert not torch.allclose(out, net(zt, t + 0.01, cond), atol=1e-5)
+    assert not torch.allclose(out, net(zt, t, cond._replace(lowres=-cond.lowres)), atol=1e-3)
+
+
+def test_coordinates_of_missing_joints_are_never_read():
+    net = network()
+    zt, t, cond = inputs()
+    cond.person_pose[:, :5, 2] = cond.garment_pose[:, 2:9, 2] = 0
+    out = net(zt, t, cond)
+    cond.person_pose[:, :5, :2] = 1e6
+    cond.garment_pose[:, 2:9, :2] = torch.nan
+    moved = net(zt, t, cond)
+    assert torch.equal(out, moved)
+    moved.sum().backward()
+    assert all(grad.isfinite().all() for grad in gradients(net).values())
+
+
+def test_missing_joints_are_null_tokens():
+    net = network()
+    cond = inputs()[2]
+    seen = net.person_tokens(cond.person_pose)
+    missing = net.person_tokens(cond.person_pose * torch.tensor([1.0, 1.0, 0.0]))
+    expected = net.person_tokens.norm(net.person_tokens.null + net.person_tokens.joint)
+    assert torch.equal(missing, expected.expand_as(missing))
+    assert not torch.allclose(seen, missing, atol=0.1)
+    assert torch.equal(net.person_tokens(cond.null().person_pose), missing)
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_attention_adds_its_input(kind):
+    """Not its normalised input: with a silent output layer, attention is the identity bit for bit."""
+    x = torch.randn(2, 8, 4, 6) * 3 + 1
+    layer, other = (
+        (SelfAttention(8, 2, 16), torch.randn(2, 5, 16))
+        if kind == "self"
+        else (CrossAttention(8, 2), torch.randn(2, 24, 8))
+    )
+    assert not torch.allclose(layer(x, other), x, atol=1e-3)
+    torch.nn.init.zeros_(layer.out.weight)
+    torch.nn.init.zeros_(layer.out.bias)
+    assert torch.equal(layer(x, other), x)
+
+
+def test_self_attention_is_equation_3_with_the_pose_in_keys_and_values():
+    layer, x, pose = SelfAttention(8, 1, 16), torch.randn(1, 8, 2, 3), torch.randn(1, 5, 16)
+    tokens = layer.norm(x)[0].flatten(1).T  # (HW, C)
+    q, k, v = layer.qkv(tokens).split(8, -1)
+    pose_k, pose_v = layer.pose_kv(pose[0]).split(8, -1)
+    k, v = torch.cat([k, pose_k]), torch.cat([v, pose_v])
+    expected = x + layer.out(torch.softmax(q @ k.T / 8**0.5, -1) @ v).T.view(1, 8, 2, 3)
+    torch.testing.assert_close(layer(x, pose), expected)
+
+
+def test_samples_do_not_mix():
+    net = network()
+    zt, t, cond = inputs()
+    zt2, t2, cond2 = inputs()
+    join = lambda a, b: torch.cat([a[:1], b[1:]])  # noqa: E731
+    changed = Conditions(*(join(a, b) for a, b in zip(cond[:5], cond2[:5], strict=True)))
+    out, other = net(zt, t, cond), net(join(zt, zt2), join(t, t2), changed)
+    torch.testing.assert_close(out[0], other[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(out[1], other[1], atol=1e-2)
+
+
+def test_checkpointing_changes_nothing_but_memory(monkeypatch):
+    zt, t, cond = inputs()
+    plain, saving = network(), network()
+    saving.set_activation_checkpointing(True)
+    calls = []
+    forward = ResBlock.forward
+    monkeypatch.setattr(ResBlock, "forward", lambda self, *args: (calls.append(self), forward(self, *args))[1])
+    counts, outputs = [], []
+    for net in (plain, saving):
+        calls.clear()
+        outputs.append(net(zt, t, cond))
+        outputs[-1].square().sum().backward()
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]  # every block ran a second time
+    assert torch.equal(*outputs)
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(saving)[name], grad, msg=name)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_SR, BASE_UNET, SR_UNET])
+def test_meta_device(config):
+    with torch.device("meta"):
+        zt, t, cond = inputs(config, 2)
+        assert ParallelUNet(config)(zt, t, cond).shape == (2, 3, *config.image_size)
+
+
+def test_channels_last():
+    zt, t, cond = inputs()
+    plain, last = network(), network().to(memory_format=torch.channels_last)
+    to_last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
+    cond_last = cond._replace(clothing_agnostic=to_last(cond.clothing_agnostic), garment=to_last(cond.garment))
+    a, b = plain(zt, t, cond), last(to_last(zt), t, cond_last)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    a.square().mean().backward()
+    b.square().mean().backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(last)[name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compile(checkpointing):
+    """One graph without breaks; compiled in place, so that checkpoint keys stay clean."""
+    config = TINY.model_copy(update={"channels": (8, 12), "num_blocks": (1, 1), "attention_levels": (1,)})
+    zt, t, cond = inputs(config)
+    plain, compiled = network(config), network(config)
+    compiled.set_activation_checkpointing(checkpointing)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    a, b = plain(zt, t, cond), compiled(zt, t, cond)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(compiled)[name], grad, rtol=1e-3, atol=1e-3, msg=name)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    net = network()
+    zt, t, cond = inputs()
+    exact = net(zt, t, cond)
+    with torch.autocast("cpu", dtype=dtype):
+        out = net(zt, t, cond)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+def test_bfloat16_weights():
+    zt, t, cond = inputs()
+    assert network().bfloat16()(zt, t, cond).isfinite().all()
+
+
+def test_data_parallel_splits_conditions(monkeypatch):
+    """nn.DataParallel cuts a Conditions along the batch.  The copy to a GPU is replaced by a cut on the CPU."""
+    cut = lambda targets, sizes, dim, x: x.chunk(len(targets), dim)  # noqa: E731
+    monkeypatch.setattr(scatter_gather.Scatter, "apply", cut)
+    net = network()
+    zt, t, cond = inputs()
+    parts = scatter_gather.scatter((zt, t, cond), [0, 1])
+    assert [type(part[2]) for part in parts] == [Conditions, Conditions]
+    out = torch.cat([net(*part) for part in parts])
+    torch.testing.assert_close(out, net(zt, t, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_lowres_is_required_or_refused():
+    zt, t, cond = inputs(TINY_SR)
+    with pytest.raises(ValueError, match=r"lowres is missing.*lowres: false"):
+        network(TINY_SR)(zt, t, cond._replace(lowres=None))
+    with pytest.raises(ValueError, match=r"lowres is given.*lowres: false"):
+        network(TINY)(zt, t, cond)
+
+
+def test_positional_encoding_is_fine_and_float32():
+    fine = positional_encoding(torch.tensor([0.5, 0.5005], dtype=torch.float64), 64)
+    assert fine.dtype == torch.float32
+    assert (fine[0] - fine[1]).norm() > 0.4  # half a step of DDPM's 1000 is told apart
+    assert positional_encoding(torch.zeros(2, 3), 64).shape == (2, 3, 64)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (12, 3), (48, 12), (128, 32), (1024, 32), (4, 1), (150, 30)])
+def test_groups(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+def test_skip_paths_start_as_identity():
+    x = torch.randn(2, 8, 4, 4)
+    block = ResBlock(8, 8, 16)
+    torch.testing.assert_close(block.skip(x), x)
+    for c_out, c_in in [(8, 16), (16, 8), (8, 20)]:
+        variance = (folded_identity(c_out, c_in) ** 2).sum(1)
+        torch.testing.assert_close(variance, torch.ones(c_out))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (100, 128)}, r"image_size: \(100, 128\) is halved 3 times; use multiples of 8"),
+        ({"num_blocks": (1, 2, 3)}, r"num_blocks: .* has 3 entries, channels has 4; give one a level"),
+        ({"garment_num_blocks": (1,)}, r"garment_num_blocks: .* has 1 entries"),
+        ({"attention_levels": (1, 3)}, r"attention_levels: \(1, 3\) must .* the last level, 3, .* example \(2, 3\)"),
+        ({"attention_levels": (1, 2)}, r"attention_levels: "),
+        ({"attention_levels": ()}, r"attention_levels"),
+        ({"attention_levels": (0, 1, 2, 3, 4)}, r"attention_levels: "),
+        ({"head_dim": 96}, r"head_dim: 96 does not divide the 512 channels of attended level 2; use a divisor"),
+        ({"emb_dim": 100}, r"emb_dim: 100 must be a multiple of 8"),
+        ({"num_blocks": (0, 1, 1, 1)}, r"num_blocks"),
+        ({"chanels": (8,)}, r"chanels"),
+    ],
+)
+def test_config_says_what_is_wrong(change, message):
+    with pytest.raises(ValidationError, match=message):
+        ParallelUNetConfig(**change)

@@ -1,0 +1,170 @@
+"""One run's configuration: defaults < YAML file < key=value on the command line.
+
+Each part lives with its owner; this file composes them, reads them and says what is wrong with them.
+"""
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticUndefined
+from yaml import YAMLError
+
+from data.loader import DataConfig
+from model.diffusion import DiffusionConfig
+from model.parallel_unet import ParallelUNetConfig
+from model.sampler import SamplerConfig
+from training.checkpoint import CheckpointConfig
+from training.distributed import DistributedConfig
+from training.ema import EMAConfig
+from training.engine import EngineConfig
+from training.log import LogConfig
+from training.optim import OptimConfig
+
+STAGES = {128: "configs/base_unet.yaml", 256: "configs/sr_unet.yaml"}
+HOME = Path(__file__).parent.parent
+
+
+class RunConfig(BaseModel, extra="forbid", frozen=True):
+    dir: str = Field("runs/base_unet", description="the run folder; the same command continues what it holds")
+
+
+class TrainConfig(BaseModel, extra="forbid", frozen=True):
+    num_steps: int = Field(500_000, ge=1, description="optimizer steps of the whole run")
+    num_epochs: float | None = Field(None, gt=0, description="passes over the data; replaces num_steps when given")
+    global_batch: int = Field(256, ge=1, description="samples of one optimizer step over all ranks")
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples per device and pass; when given, global_batch follows from it and the ranks"
+    )
+    accumulation: int = Field(1, ge=1, description="micro-batches of one optimizer step on each rank")
+    overfit_one_batch: bool = Field(False, description="train on the first global batch only: a sanity check")
+    max_nonfinite: int = Field(10, ge=1, description="steps in a row with a non-finite gradient before the run stops")
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    seed: int = Field(0, ge=0, lt=2**63, description="order, noise, timesteps, dropout, augmentation, initial weights")
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ParallelUNetConfig = ParallelUNetConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    ema: EMAConfig = EMAConfig()
+    engine: EngineConfig = EngineConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") -> Config:
+    """The configuration that a training script's arguments ask for.
+
+    Raises ValueError naming every unknown key with its nearest known one, and every value that cannot be.
+    """
+    arguments = parser(summary).parse_args(argv)
+    files = [word for word in arguments.words if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"{len(files)} config files named ({', '.join(files)}); one is read, the rest are key=value")
+    if files and arguments.stage:
+        raise ValueError(f"-d {arguments.stage} chooses {STAGES[arguments.stage]}, but {files[0]} is named too")
+    path = Path(files[0]) if files else HOME / STAGES.get(arguments.stage, default)
+    short = {
+        "train.micro_batch": arguments.batch,
+        "train.num_epochs": arguments.epochs,
+        "run.dir": arguments.logdir,
+        "engine.precision": "bf16" if arguments.use_mix_precision else None,
+    }
+    overrides = [f"{key}={value}" for key, value in short.items() if value is not None]
+    return read_config(path, overrides + [word for word in arguments.words if "=" in word])
+
+
+def read_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """The configuration of a YAML file with key=value overrides."""
+    if not path.is_file():
+        known = ", ".join(sorted(f"configs/{file.name}" for file in (HOME / "configs").glob("*.yaml")))
+        raise ValueError(f"{path}: no such config file; the project has {known}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
+    return validate(values, str(path))
+
+
+def validate(values: Any, origin: str) -> Config:
+    """Plain values -> Config, in strict JSON types: a number is no string, true is no number."""
+    try:
+        return Config.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved configuration as YAML, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, description) of every key."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            default = None if field.default is PydanticUndefined else field.default
+            yield f"{prefix}{name}", default, field.description or ""
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations differ, with both values."""
+
+    def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
+    return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
+
+
+def parser(summary: str) -> argparse.ArgumentParser:
+    known = "\n".join(f"  {key + '=' + _shown(default):44} {text}" for key, default, text in keys())
+    result = argparse.ArgumentParser(
+        usage="%(prog)s [CONFIG.yaml] [key=value ...] [-b N] [-e N] [-d 128|256] [--use_mix_precision] [--logdir DIR]",
+        description=summary,
+        epilog=f"every key with its default:\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="see the keys below")
+    result.add_argument("-b", dest="batch", type=int, metavar="N", help="batch per GPU: train.micro_batch")
+    result.add_argument("-e", dest="epochs", type=float, metavar="N", help="epochs: train.num_epochs")
+    result.add_argument("-d", dest="stage", type=int, choices=STAGES, help="which UNet: its config in configs/")
+    result.add_argument("--use_mix_precision", action="store_true", help="engine.precision=bf16")
+    result.add_argument("--logdir", metavar="DIR", help="run.dir")
+    return result
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool | tuple) else str(value)
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, _, _ in keys()] + list(Config.model_fields)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+        return f"unknown key {key!r}" + (f"; the nearest is {near[0]!r}" if near else "; --help lists all keys")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={json.dumps(problem['input'], default=str)}: {message[:1].lower()}{message[1:]}" if key else message

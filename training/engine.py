@@ -1,0 +1,171 @@
+"""Where the network runs: one device, one process with many GPUs, or many processes.
+
+An engine owns device, precision, wrapping and optimizer, and nothing else; the loop does not know which one it has.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from model.conditions import Conditions
+from model.parallel_unet import ParallelUNet, ParallelUNetConfig
+from training.distributed import get_rank, local_rank, num_ranks, wrap_ddp
+from training.optim import OptimConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EngineConfig(BaseModel, extra="forbid", frozen=True):
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of computation; parameters stay fp32")
+    zero_stage: Literal[0] = Field(0, description="0: DDP; DeepSpeed ZeRO stages are not built yet")
+    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass: less memory")
+    channels_last: bool = Field(True, description="memory format of convolutions on a GPU")
+    compile: bool = Field(False, description="torch.compile the network")
+    deterministic: bool = Field(False, description="GPU kernels that repeat bit for bit; CPUs always do")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this process.  Raises ValueError when the one asked for is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("engine.device=cuda: no CUDA GPU is visible here; check nvidia-smi, or use engine.device=auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("engine.device=mps: no Apple GPU is available here; use engine.device=auto")
+    return torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
+
+
+class SingleDevice:
+    """One process, one device.  The other engines differ in how the network is wrapped."""
+
+    rank, num_ranks = 0, 1
+
+    @classmethod
+    def num_devices(cls) -> int:
+        """Devices that share a global batch."""
+        return 1
+
+    def __init__(self, model: ParallelUNetConfig, engine: EngineConfig, optim: OptimConfig, seed: int):
+        self.device = pick_device(engine.device)
+        self.config, self.clip_grad_norm = engine, optim.clip_grad_norm
+        if engine.precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("engine.precision=fp16: not on a CPU; use bf16 or fp32")
+        self._set_backends()
+        # Weights are drawn on the CPU, where the same seed gives the same numbers whatever the GPU.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = ParallelUNet(model)
+        self.model.to(self.device)
+        if engine.channels_last and self.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
+        self.model.set_activation_checkpointing(engine.activation_checkpointing)
+        if engine.compile:
+            self.model.compile()
+        assert all(p.dtype == torch.float32 for p in self.model.parameters())
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
+            fused=self.device.type == "cuda",
+        )  # fmt: skip
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=engine.precision == "fp16")
+        self.wrapped = self.wrap(self.model)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def net(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        """The wrapped network under autocast; what diffusion_loss calls."""
+        with self.autocast():
+            return self.wrapped(zt, t, cond)
+
+    def local_net(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        """The network of this process alone: ranks may call it unevenly."""
+        with self.autocast():
+            return self.model(zt, t, cond)
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = DTYPES[self.config.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def microbatch(self, last: bool) -> AbstractContextManager:
+        """Around the forward and backward pass of one micro-batch; gradients meet in the last."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> float:
+        """Clips, and steps unless the gradient is not finite.  Returns the gradient's norm before clipping.
+
+        Gradients are the same on all ranks, so all of them take or skip the step.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm, foreach=True))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if norm < float("inf"):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def loss_scale(self) -> float | None:
+        """The fp16 loss scale, which a checkpoint keeps."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    def set_loss_scale(self, scale: float) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale})
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Adam's state by parameter name: 'exp_avg.NAME', 'exp_avg_sq.NAME', 'step.NAME'."""
+        state = self.optimizer.state
+        names = self.model.named_parameters()
+        return {f"{slot}.{name}": value for name, p in names for slot, value in state.get(p, {}).items()}
+
+    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for i, (name, _) in enumerate(self.model.named_parameters()):
+            state[i] = {slot: tensors[f"{slot}.{name}"] for slot in ("step", "exp_avg", "exp_avg_sq")}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _set_backends(self) -> None:
+        torch.backends.cudnn.benchmark = not self.config.deterministic
+        torch.backends.cudnn.allow_tf32 = self.config.precision != "fp32"
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+
+class DataParallel(SingleDevice):
+    """One process, all GPUs of the box.  Without several GPUs, the network runs unwrapped."""
+
+    @classmethod
+    def num_devices(cls) -> int:
+        return max(1, torch.cuda.device_count())
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return nn.DataParallel(model) if self.device.type == "cuda" and torch.cuda.device_count() > 1 else model
+
+
+class DDP(SingleDevice):
+    """One process a GPU, under torchrun."""
+
+    @classmethod
+    def num_devices(cls) -> int:
+        return num_ranks()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        self.rank, self.num_ranks = get_rank(), num_ranks()
+        return wrap_ddp(model)
+
+    @contextmanager
+    def microbatch(self, last: bool) -> Iterator[None]:
+        with nullcontext() if last else self.wrapped.no_sync():
+            yield

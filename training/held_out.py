@@ -1,0 +1,75 @@
+"""Looking at a model on held-out samples: the loss on fixed noise, and sampled try-on images.
+
+Every rank takes every num_ranks-th sample and calls only its own network, so that uneven shares hang nobody.
+"""
+
+import numpy as np
+import torch
+
+from data.dataset import ShardedDataset
+from data.loader import Batch, Stream, collate
+from data.order import FixedOrder
+from data.schema import Sample
+from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
+from model.sampler import SamplerConfig, sample
+from training.batch import clean_conditions, to_device
+from training.distributed import all_gather, all_reduce_sum, get_rank, num_ranks
+from training.draws import SamplingNoise, TrainingDraws
+
+
+@torch.no_grad()
+def validation_loss(
+    net: Net, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int, device: torch.device
+) -> float:
+    """The mean loss of the first `num` held-out samples, whose noise, t and drops never change."""
+    num = min(num, len(dataset))
+    stream = Stream(dataset, FixedOrder(num), draws)
+    total = torch.zeros(2, device=device)
+    for positions in _chunks(range(get_rank(), num, num_ranks()), batch_size):
+        batch = to_device(_read(stream, positions), device)
+        x0 = to_unit_range(batch.person)
+        cond = clean_conditions(batch, x0, draws.num_aug_levels == 3)
+        loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)
+        total += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
+    loss_sum, count = all_reduce_sum(total).tolist()
+    return loss_sum / count
+
+
+def try_on(
+    net: Net, samples: list[Sample], positions: list[int], *, lowres: bool, diffusion: DiffusionConfig,
+    sampler: SamplerConfig, seed: int, device: torch.device,
+) -> list[np.ndarray]:  # fmt: skip
+    """A sampled image (H, W, 3) uint8 for each sample; sample i is drawn from the stream (seed, positions[i])."""
+    batch = to_device(collate(positions, samples, [_Nothing()] * len(samples)), device)
+    cond = clean_conditions(batch, to_unit_range(batch.person), lowres)
+    noise = SamplingNoise(seed, positions, samples[0].person.shape[:2], device)
+    images = to_uint8(sample(net, cond, noise, diffusion, sampler))
+    return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def preview(net: Net, dataset: ShardedDataset, num: int, **how) -> tuple[list[Sample], list[np.ndarray]]:
+    """The first `num` samples of a set and a try-on image of each, on every rank."""
+    num = min(num, len(dataset))
+    mine = list(range(get_rank(), num, num_ranks()))
+    samples = [dataset.read(i) for i in mine]
+    results = try_on(net, samples, mine, **how) if mine else []
+    whole = {i: pair for share in all_gather(dict(zip(mine, zip(samples, results, strict=True), strict=True)))
+             for i, pair in share.items()}  # fmt: skip
+    return [whole[i][0] for i in range(num)], [whole[i][1] for i in range(num)]
+
+
+class _Nothing(tuple):
+    """The draws of a batch that is only sampled."""
+
+    __slots__ = ()
+
+
+def _chunks(positions: range, size: int) -> list[list[int]]:
+    return [list(positions[i : i + size]) for i in range(0, len(positions), size)]
+
+
+def _read(stream: Stream, positions: list[int]) -> Batch:
+    batch = stream.__getitems__(positions)
+    if isinstance(batch, str):
+        raise ValueError(batch)
+    return batch

@@ -1,0 +1,334 @@
+"""The training loop.  There is one."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+
+from data.dataset import ShardedDataset
+from data.loader import Batch, Layout, Stream, batches, rank_positions
+from data.order import FixedOrder, ShuffledOrder
+from model.diffusion import diffusion_loss, to_unit_range
+from training import checkpoint
+from training.batch import clean_conditions, to_device
+from training.checkpoint import TrainState
+from training.config import Config, differences, read_config, save_config
+from training.distributed import agreed, all_reduce_sum, num_ranks, on_main
+from training.draws import TrainingDraws
+from training.ema import EMA
+from training.engine import SingleDevice
+from training.held_out import preview, validation_loss
+from training.log import RunLog
+from training.optim import lr_at
+from training.sheet import contact_sheet
+from training.stop import stop_on_signal
+
+T_BINS = 10
+CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch")  # a run that changes these is another run
+
+
+class Report(NamedTuple):
+    """What all ranks know of a step after its one all-reduce."""
+
+    loss: float
+    stop: bool
+    bins: list[float]  # loss sums of T_BINS equal intervals of t, then their counts
+
+
+def train(config: Config, engine_class: type[SingleDevice]) -> None:
+    """Trains, or continues, the run in config.run.dir until its last step.
+
+    Raises ValueError on every rank, before the first step, for whatever the user got wrong.
+    """
+    run_dir = Path(config.run.dir)
+    with agreed():
+        config, dataset, held_out = check(config, engine_class)
+        on_main(lambda: _open_run(run_dir, config))
+    engine = engine_class(config.model, config.engine, config.optim, config.seed)
+    ema = EMA(engine.model, config.ema.decay)
+    with agreed():
+        state, rejected = resume(run_dir, config, dataset, engine, ema)
+    draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
+    layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
+    log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
+    for message in rejected:
+        log.info(f"warning: {message}; falling back to an older checkpoint")
+    log.info(_greeting(config, dataset, engine, state))
+    clock = Clock()
+    stream = _micro_batches(config, dataset, draws, layout, state, engine.device)
+    with stop_on_signal() as flag:
+        while state.step < config.train.num_steps:
+            losses, times = [], []
+            for micro in range(layout.num_micro_batches):
+                with clock.waiting():
+                    batch = next(stream)
+                batch = to_device(batch, engine.device)
+                x0 = to_unit_range(batch.person)
+                cond = clean_conditions(batch, x0, config.model.lowres)
+                with engine.microbatch(last=micro == layout.num_micro_batches - 1):
+                    loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion)
+                    engine.backward(loss.mean() / layout.num_micro_batches)
+                losses.append(loss.detach())
+                times.append(batch.draws.t)
+            lr = lr_at(state.step, config.optim)
+            grad_norm = engine.step(lr)
+            _count_nonfinite(state, grad_norm, config)
+            if state.nonfinite_in_row == 0:
+                ema.update()
+            report = share(torch.cat(losses), torch.cat(times), flag.wished)
+            state.step += 1
+            state.samples += config.train.global_batch
+            clock.step(config.train.global_batch)
+            log.advance(report.loss)
+            _log_stats(log, state, report, clock, lr, grad_norm, config, engine)
+            last = state.step == config.train.num_steps
+            if held_out and (state.step % config.log.validate_every == 0 or last):
+                with ema.applied(), clock.paused():
+                    value = validation_loss(
+                        engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device
+                    )
+                log.scalars(state.step, {"validation/loss": value})
+                log.info(f"step {state.step}: validation loss {value:.4f}")
+            if held_out and (state.step % config.log.preview_every == 0 or last):
+                with ema.applied(), clock.paused():
+                    _log_preview(log, state, held_out, config, engine)
+            if state.step % config.checkpoint.every == 0 or last or report.stop:
+                with clock.paused():
+                    save(run_dir, state, engine, ema, config.checkpoint.keep)
+            if report.stop and not last:
+                log.info(f"stopped at step {state.step} with a checkpoint; the same command continues")
+                break
+    if state.step >= config.train.num_steps:
+        log.info(f"finished: {state.step} steps, {state.samples} samples, in {run_dir}")
+    log.close()
+
+
+def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
+    """The config with what follows from data and ranks filled in, and the data sets.
+
+    Raises ValueError for whatever does not fit together.
+    """
+    train, devices = config.train, engine_class.num_devices()
+    if train.micro_batch is not None:
+        train = train.model_copy(update={"global_batch": train.micro_batch * devices * train.accumulation})
+    share = num_ranks() * train.accumulation
+    if train.global_batch % share:
+        fits = [n for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
+        raise ValueError(
+            f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
+            f"train.accumulation={train.accumulation}; use train.global_batch={math.ceil(train.global_batch / share) * share}"
+            f" or one of {', '.join(map(str, fits[:8]))} ranks"
+        )
+    dataset = _open_data("data.shards", config.data.shards, config)
+    held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
+    if len(dataset) < train.global_batch:
+        raise ValueError(
+            f"data.shards={config.data.shards}: {len(dataset)} samples, fewer than train.global_batch="
+            f"{train.global_batch}; prepare more samples or use train.global_batch={len(dataset)} or less"
+        )
+    if train.num_epochs is not None:
+        steps = max(1, math.ceil(train.num_epochs * len(dataset) / train.global_batch))
+        train = train.model_copy(update={"num_steps": steps})
+    return config.model_copy(update={"train": train}), dataset, held_out
+
+
+def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
+    dataset = ShardedDataset(folder)
+    if dataset.image_size != config.model.image_size:
+        have, want = ("x".join(map(str, size)) for size in (dataset.image_size, config.model.image_size))
+        raise ValueError(
+            f"{key}={folder}: images of {have}, but model.image_size={want}; prepare shards with --size {want}, or "
+            f"set model.image_size=[{','.join(map(str, dataset.image_size))}]"
+        )
+    return dataset
+
+
+def _open_run(run_dir: Path, config: Config) -> None:
+    """The run folder with its config.yaml.  Raises ValueError when it belongs to another run."""
+    path = run_dir / "config.yaml"
+    if path.is_file():
+        changed = differences(read_config(path), config)
+        foreign = {key: value for key, value in changed.items() if key in CURVE_KEYS or key.startswith("model.")}
+        if foreign:
+            told = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in foreign.items())
+            raise ValueError(f"{run_dir}: holds a run of another kind ({told}); choose another run.dir (--logdir)")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, path)
+    except OSError as error:
+        raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
+
+
+def resume(
+    run_dir: Path, config: Config, dataset: ShardedDataset, engine: SingleDevice, ema: EMA
+) -> tuple[TrainState, list[str]]:
+    """The state of the newest whole checkpoint, loaded on every rank, or a fresh one; and what newer ones lacked."""
+    folder, rejected = checkpoint.find(run_dir)
+    if folder is None:
+        if rejected:
+            raise ValueError(
+                "no checkpoint is whole: " + "; ".join(rejected) + f"; remove {run_dir / 'checkpoints'} to start anew"
+            )
+        return TrainState(seed=config.seed, data=dataset.fingerprint), []
+    state = checkpoint.read_state(folder)
+    if state.data != dataset.fingerprint:
+        raise ValueError(
+            f"data.shards={config.data.shards}: not the data that {folder} was trained on (fingerprint "
+            f"{dataset.fingerprint}, then {state.data}); samples would repeat or be lost: use the same shards, or "
+            "another run.dir"
+        )
+    parameters = dict(engine.model.named_parameters())
+    weights = checkpoint.read_tensors(folder, "model", parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    ema.load(checkpoint.read_tensors(folder, "ema", parameters), state.ema_updates)
+    engine.load_optimizer_tensors(checkpoint.read_tensors(folder, "optimizer"))
+    if state.loss_scale is not None:
+        engine.set_loss_scale(state.loss_scale)
+    return state, rejected
+
+
+def save(run_dir: Path, state: TrainState, engine: SingleDevice, ema: EMA, keep: int) -> None:
+    state.ema_updates, state.loss_scale = ema.num_updates, engine.loss_scale()
+    tensors = {
+        "model": dict(engine.model.named_parameters()),
+        "ema": ema.shadow,
+        "optimizer": engine.optimizer_tensors(),
+    }
+    checkpoint.save(run_dir, state, tensors, keep)
+
+
+def _micro_batches(
+    config: Config, dataset: ShardedDataset, draws: TrainingDraws, layout: Layout, state: TrainState,
+    device: torch.device,
+) -> Iterator[Batch]:  # fmt: skip
+    if config.train.overfit_one_batch:
+        order = FixedOrder(config.train.global_batch)
+    else:
+        order = ShuffledOrder(dataset.shard_sizes, config.seed, config.data.shuffle_block)
+    flip_prob = 0.0 if config.train.overfit_one_batch else config.data.flip_prob
+    return batches(
+        Stream(dataset, order, draws, config.seed, flip_prob),
+        rank_positions(layout, state.samples, config.train.num_steps - state.step),
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def share(loss: Tensor, t: Tensor, stop: bool) -> Report:
+    """The step's one all-reduce: the loss of all samples, by bins of t, and whether any rank wishes to stop."""
+    dtype = torch.float32 if loss.device.type == "mps" else torch.float64
+    bins = ((t * T_BINS).long().clamp(max=T_BINS - 1)[:, None] == torch.arange(T_BINS, device=t.device)).to(dtype)
+    values = torch.cat(
+        [bins.T @ loss.to(dtype), bins.sum(0), torch.tensor([float(stop)], dtype=dtype, device=t.device)]
+    )
+    *sums, stops = all_reduce_sum(values).tolist()
+    return Report(sum(sums[:T_BINS]) / sum(sums[T_BINS:]), stops > 0, sums)
+
+
+def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> None:
+    """One policy for a gradient that is not finite: all ranks skip the step; too many in a row end the run."""
+    state.nonfinite_in_row = 0 if math.isfinite(grad_norm) else state.nonfinite_in_row + 1
+    if state.nonfinite_in_row >= config.train.max_nonfinite:
+        first, last = state.samples, state.samples + config.train.global_batch - 1
+        raise ValueError(
+            f"the gradient was not finite in {state.nonfinite_in_row} steps in a row, at last in step {state.step + 1} "
+            f"(stream positions {first} to {last}); lower optim.lr, use engine.precision=bf16 or fp32; the last "
+            "checkpoint is whole"
+        )
+
+
+def _log_stats(
+    log: RunLog, state: TrainState, report: Report, clock: "Clock", lr: float, grad_norm: float, config: Config,
+    engine: SingleDevice,
+) -> None:  # fmt: skip
+    window = state.window or [0.0] * (2 * T_BINS)
+    state.window = [a + b for a, b in zip(window, report.bins, strict=True)]
+    if state.step % config.log.every and state.step != config.train.num_steps:
+        return
+    sums, counts = state.window[:T_BINS], state.window[T_BINS:]
+    state.window = []
+    by_t = {f"loss_by_t/{i / T_BINS:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n}
+    samples_per_s, wait_share = clock.rates()
+    log.stats_line(
+        state.step,
+        {
+            "samples": state.samples,
+            "loss": sum(sums) / sum(counts),
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "samples_per_s": samples_per_s,
+            "data_wait_share": wait_share,
+            "memory_gib": _memory_gib(engine.device),
+            **by_t,
+        },
+    )
+
+
+def _log_preview(
+    log: RunLog, state: TrainState, held_out: ShardedDataset, config: Config, engine: SingleDevice
+) -> None:
+    sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
+    samples, results = preview(
+        engine.local_net, held_out, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
+        sampler=sampler, seed=config.seed, device=engine.device,
+    )  # fmt: skip
+    log.image(state.step, "held_out", contact_sheet(samples, results))
+
+
+def _memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, state: TrainState) -> str:
+    size = sum(p.numel() for p in engine.parameters) / 1e6
+    start = f"continuing at step {state.step}" if state.step else "a new run"
+    return (
+        f"{config.run.dir}: {start} of {config.train.num_steps} steps; {size:.1f} M parameters, {len(dataset)} samples, "
+        f"global batch {config.train.global_batch} on {engine.num_ranks} x {engine.device.type}, "
+        f"{config.engine.precision}"
+    )
+
+
+class Clock:
+    """Samples a second and the share of time spent waiting for data, since they were last asked for."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    def waiting(self) -> "_Span":
+        return _Span(self, "waited")
+
+    def paused(self) -> "_Span":
+        """Time that is no training: validation, previews, checkpoints."""
+        return _Span(self, "since")
+
+    def step(self, samples: int) -> None:
+        self.samples += samples
+
+    def rates(self) -> tuple[float, float]:
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        rates = self.samples / elapsed, self.waited / elapsed
+        self.__init__()
+        return rates
+
+
+class _Span:
+    def __init__(self, clock: Clock, counter: str):
+        self.clock, self.counter = clock, counter
+
+    def __enter__(self) -> None:
+        self.begun = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        spent = time.perf_counter() - self.begun
+        setattr(self.clock, self.counter, getattr(self.clock, self.counter) + spent)
