@@ -76,7 +76,7 @@ class ShardedDataset:
         return unquote(self._locate(sample_id)[1]["key"].decode())
 
     def read(self, sample_id: int) -> Sample:
-        """The sample with this id.  Raises ValueError naming shard, key and member when its bytes are not as indexed."""
+        """The sample with this id.  Raises ValueError naming shard, key and member when its bytes differ from the index."""
         shard, row = self._locate(sample_id)
         key, path = unquote(row["key"].decode()), self.folder / self.shard_names[shard]
         values = {}

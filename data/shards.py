@@ -10,7 +10,6 @@ other tools made.
 
 import io
 import json
-import os
 import shutil
 import sys
 import tarfile
@@ -73,7 +72,7 @@ def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int
         shutil.rmtree(partial)
         raise ValueError(f"{out}: the source gave no sample to write")
     write_index(partial)
-    os.replace(partial, out)
+    partial.replace(out)
     return len(keys)
 
 
@@ -142,7 +141,7 @@ def write_index(folder: Path) -> None:
     about = {"format": FORMAT, "image_size": [height, width], "fields": list(FIELDS), "shards": shards}
     partial = folder / "dataset.json.partial"
     partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    os.replace(partial, folder / "dataset.json")
+    partial.replace(folder / "dataset.json")
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def x0_of(prediction: str, output: Tensor, zt: Tensor, t: Tensor, schedule: Sche
 
 
 def loss_weight(prediction: str, t: Tensor, schedule: Schedule, min_snr_gamma: float | None) -> Tensor:
-    """(B,) weights of the squared error of a prediction: 1, or min(SNR, gamma) in units of x0 (Hang et al. 2023, Eq. 8).
+    """(B,) weights of a prediction's squared error: 1, or min(SNR, gamma) in units of x0 (Hang et al. 2023, Eq. 8).
 
     An error of eps is SNR times one of x0, an error of v is SNR + 1 times one.
     """

@@ -5,6 +5,7 @@ was sampled in.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def sample_steps(
     )
     cond = augment_conditions(cond, level, aug.expand(len(z), *aug.shape[1:]))
     timesteps = torch.linspace(1, 0, config.num_steps + 1, device=z.device)
-    for t, s in zip(timesteps[:-1], timesteps[1:], strict=True):
+    for t, s in pairwise(timesteps):
         t_batch, s_batch = t.expand(len(z)), s.expand(len(z))
         output = guided(net, z, t_batch, cond, config.guidance_scale)
         x0 = threshold(x0_of(diffusion.prediction, output, z, t_batch, schedule), config.dynamic_threshold)

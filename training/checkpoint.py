@@ -78,15 +78,15 @@ def _publish(folder: Path, state: TrainState, tensors: dict[str, dict[str, Tenso
             _flush(file)
         _flush(partial)
         shutil.rmtree(folder, ignore_errors=True)  # one of this step that was not whole, or training fell back behind
-        os.replace(partial, folder)
+        partial.replace(folder)
         _flush(folder.parent)
         _point_to(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(_existing(folder.parent)).free / 2**30
         raise ValueError(
-            f"{folder}: the checkpoint could not be written ({error}); {free:.1f} GiB are free there. Free space, lower "
-            "checkpoint.keep or choose another run.dir; earlier checkpoints are whole, and the same command continues"
+            f"{folder}: the checkpoint could not be written ({error}); {free:.1f} GiB are free there. Free space, "
+            "lower checkpoint.keep or choose another run.dir; earlier checkpoints are whole, and the same command continues"
         ) from error
     _prune(folder, keep)
 
@@ -123,7 +123,7 @@ def _point_to(folder: Path) -> None:
     partial = pointer.with_name("latest" + PARTIAL)
     partial.write_text(folder.name + "\n", encoding="utf-8")
     _flush(partial)
-    os.replace(partial, pointer)
+    partial.replace(pointer)
 
 
 def _prune(newest: Path, keep: int) -> None:
@@ -132,7 +132,7 @@ def _prune(newest: Path, keep: int) -> None:
     for folder in set(_newest_first(newest.parent)) - set(kept):
         # Renamed first: half a deleted checkpoint must not look like one.
         doomed = folder.with_name(folder.name + PARTIAL)
-        os.replace(folder, doomed)
+        folder.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -6,7 +6,6 @@ Each part lives with its owner; this file composes them, reads them and says wha
 import argparse
 import difflib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def save_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))), encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -5,8 +5,9 @@ Every rank calls every method; the others stay silent.
 
 import json
 import logging
-import os
+import io
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.distributed import get_rank
+
+
+QUIET_S = 20  # between lines of progress where no terminal can show a bar
 
 
 class LogConfig(BaseModel, extra="forbid", frozen=True):
@@ -44,22 +48,26 @@ class RunLog:
         self.stats = (run_dir / "stats.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self.live = sys.stderr.isatty()
+        self.told = time.monotonic()
         self.bar = tqdm(
             total=num_steps * global_batch, initial=samples, unit=" samples", unit_scale=True, dynamic_ncols=True,
-            desc="training", file=sys.stderr, mininterval=0.5 if self.live else 15,
+            desc="training", file=sys.stderr if self.live else io.StringIO(),
         )  # fmt: skip
 
     def info(self, message: str) -> None:
         """One line on the console and in training.log."""
         if self.main:
             self.logger.info(message)
-            self.bar.write(message, file=sys.stderr)
+            tqdm.write(message, file=sys.stderr)
 
     def advance(self, loss: float) -> None:
         """The progress bar, with samples/s and ETA."""
         if self.main:
             self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self.bar.update(self.global_batch)
+            if not self.live and time.monotonic() - self.told > QUIET_S:
+                self.told = time.monotonic()
+                print(self.bar, file=sys.stderr, flush=True)
 
     def stats_line(self, step: int, values: dict[str, Any]) -> None:
         """One object of stats.jsonl, one line of training.log, and a TensorBoard scalar for each number."""
@@ -103,4 +111,4 @@ def drop_after(stats: Path, step: int) -> None:
             continue
     partial = stats.with_name(stats.name + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, stats)
+    partial.replace(stats)

@@ -121,8 +121,8 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
         fits = [n for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
         raise ValueError(
             f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
-            f"train.accumulation={train.accumulation}; use train.global_batch={math.ceil(train.global_batch / share) * share}"
-            f" or one of {', '.join(map(str, fits[:8]))} ranks"
+            f"train.accumulation={train.accumulation}; use train.global_batch="
+            f"{math.ceil(train.global_batch / share) * share} or one of {', '.join(map(str, fits[:8]))} ranks"
         )
     dataset = _open_data("data.shards", config.data.shards, config)
     held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
@@ -293,8 +293,8 @@ def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, sta
     size = sum(p.numel() for p in engine.parameters) / 1e6
     start = f"continuing at step {state.step}" if state.step else "a new run"
     return (
-        f"{config.run.dir}: {start} of {config.train.num_steps} steps; {size:.1f} M parameters, {len(dataset)} samples, "
-        f"global batch {config.train.global_batch} on {engine.num_ranks} x {engine.device.type}, "
+        f"{config.run.dir}: {start} of {config.train.num_steps} steps; {size:.1f} M parameters, "
+        f"{len(dataset)} samples, global batch {config.train.global_batch} on {engine.num_ranks} x {engine.device.type}, "
         f"{config.engine.precision}"
     )
 
