@@ -3,9 +3,9 @@
 Every rank calls every method; the others stay silent.
 """
 
+import io
 import json
 import logging
-import io
 import sys
 import time
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.distributed import get_rank
-
 
 QUIET_S = 20  # between lines of progress where no terminal can show a bar
 

@@ -294,8 +294,8 @@ def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, sta
     start = f"continuing at step {state.step}" if state.step else "a new run"
     return (
         f"{config.run.dir}: {start} of {config.train.num_steps} steps; {size:.1f} M parameters, "
-        f"{len(dataset)} samples, global batch {config.train.global_batch} on {engine.num_ranks} x {engine.device.type}, "
-        f"{config.engine.precision}"
+        f"{len(dataset)} samples, global batch {config.train.global_batch} on {engine.num_ranks} x "
+        f"{engine.device.type}, {config.engine.precision}"
     )
 
 
