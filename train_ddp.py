@@ -11,7 +11,7 @@ from training.loop import train
 
 def main() -> None:
     config = load_config(sys.argv[1:], summary=__doc__)
-    with process_group(config.distributed):
+    with process_group(config.distributed, config.engine.device):
         train(config, DDP)
 
 

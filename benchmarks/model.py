@@ -10,6 +10,7 @@ they are counted on the meta device, for one sample.
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import time
@@ -111,6 +112,7 @@ def machine() -> dict:
         "cpu": cpu[0] if cpu else platform.processor(),
         "cores": len(cpu),
         "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),  # above 0.5 another program had a share of the cores
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -3,19 +3,39 @@
 import hashlib
 import io
 import json
+import os
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from data.schema import JOINTS, Sample
 from data.shards import FIELDS, FORMAT, IMAGES, REMEDY
 
 OPEN_SHARDS = 64  # file handles a process keeps
+
+
+class ShardFacts(BaseModel, strict=True):
+    """What dataset.json says of one shard."""
+
+    name: str = Field(pattern=r"^[^/\\]+\.tar$")
+    samples: PositiveInt
+    bytes: PositiveInt
+    crc: int
+
+
+class About(BaseModel, strict=True):
+    """dataset.json."""
+
+    format: Literal[FORMAT]
+    image_size: tuple[PositiveInt, PositiveInt]  # (height, width)
+    fields: tuple[Literal[FIELDS], ...] = Field(min_length=len(FIELDS), max_length=len(FIELDS))
+    shards: list[ShardFacts] = Field(min_length=1)
 
 
 class ShardedDataset:
@@ -29,14 +49,14 @@ class ShardedDataset:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         about = _read_about(self.folder)
-        self.image_size: tuple[int, int] = tuple(about["image_size"])  # (height, width)
-        self.shard_names = [shard["name"] for shard in about["shards"]]
-        self.shard_sizes = [shard["samples"] for shard in about["shards"]]
+        self.image_size = about.image_size
+        self.shards = about.shards
+        self.shard_sizes = [shard.samples for shard in about.shards]
         self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        facts = [[shard["name"], shard["samples"], shard["bytes"], shard["crc"]] for shard in about["shards"]]
+        facts = [[shard.name, shard.samples, shard.bytes, shard.crc] for shard in about.shards]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        for shard in about["shards"]:
-            _check_shard(self.folder / shard["name"], shard["bytes"])
+        for shard in about.shards:
+            _check_shard(self.folder / shard.name, shard.bytes)
         self._open()
 
     def _open(self) -> None:
@@ -54,19 +74,18 @@ class ShardedDataset:
         self._open()
 
     def _map_rows(self, shard: int) -> np.ndarray:
-        path = self.folder / Path(self.shard_names[shard]).with_suffix(".npy")
+        path = self.folder / Path(self.shards[shard].name).with_suffix(".npy")
+        remedy = f"index the tars of this folder again with python -m data.shards {self.folder}"
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            rows = np.lib.format.open_memmap(path, mode="r")  # never unpickles
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path}: not a readable index ({error}); run python -m data.shards {self.folder}"
-            ) from error
-        if len(rows) != self.shard_sizes[shard]:
-            raise ValueError(f"{path}: {len(rows)} rows, not {self.shard_sizes[shard]}; run python -m data.shards")
+            raise ValueError(f"{path}: not a readable index ({error}); {remedy}") from error
+        if zlib.crc32(rows.tobytes()) != self.shards[shard].crc:
+            raise ValueError(f"{path}: damaged, or of another tar (its checksum differs); {remedy}")
         return rows
 
     def _open_file(self, shard: int) -> BinaryIO:
-        return (self.folder / self.shard_names[shard]).open("rb", buffering=0)
+        return (self.folder / self.shards[shard].name).open("rb", buffering=0)
 
     def _locate(self, sample_id: int) -> tuple[int, np.ndarray]:
         shard = int(np.searchsorted(self.first_id, sample_id, side="right")) - 1
@@ -76,15 +95,14 @@ class ShardedDataset:
         return unquote(self._locate(sample_id)[1]["key"].decode())
 
     def read(self, sample_id: int) -> Sample:
-        """The sample with this id.  Raises ValueError naming shard, key and member when its bytes differ from the index."""
+        """The sample with this id.  Raises ValueError naming shard, key and member when its bytes are damaged."""
         shard, row = self._locate(sample_id)
-        key, path = unquote(row["key"].decode()), self.folder / self.shard_names[shard]
+        key, path = unquote(row["key"].decode()), self.folder / self.shards[shard].name
         values = {}
         for i, field in enumerate(FIELDS):
             try:
-                file = self._file(shard)
-                file.seek(int(row["offset"][i]))
-                data = file.read(int(row["size"][i]))
+                # pread: a forked worker shares the file position of its parent.
+                data = os.pread(self._file(shard).fileno(), int(row["size"][i]), int(row["offset"][i]))
             except OSError as error:
                 raise ValueError(f"{path}: cannot be read ({error}); check the disk or {REMEDY}") from error
             if zlib.crc32(data) != row["crc"][i]:
@@ -107,10 +125,12 @@ def _decode_pose(data: bytes) -> np.ndarray:
     pose = np.asarray(json.loads(data), dtype=np.float32)
     if pose.shape != (len(JOINTS), 3) or not np.isfinite(pose).all():
         raise ValueError(f"a pose of shape {pose.shape}, not {len(JOINTS)} finite rows [x, y, visible]")
+    if pose.min() < 0 or pose.max() > 1 or not np.isin(pose[:, 2], (0, 1)).all():
+        raise ValueError("x and y must lie in [0, 1] of the image, visible must be 0 or 1")
     return pose
 
 
-def _read_about(folder: Path) -> dict:
+def _read_about(folder: Path) -> About:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise ValueError(
@@ -120,13 +140,14 @@ def _read_about(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: missing; index the tars of this folder with python -m data.shards {folder}")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        known = about["format"] == FORMAT and tuple(about["fields"]) == FIELDS and len(about["shards"]) > 0
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a shard index ({error}); run python -m data.shards {folder}") from error
-    if not known:
-        raise ValueError(f"{path}: written by another version or empty; run python -m data.shards {folder}")
-    return about
+        return About.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ValueError(
+            f"{path}: not a shard index of this version ({where + ': ' if where else ''}{problem['msg']}); run "
+            f"python -m data.shards {folder}"
+        ) from None
 
 
 def _check_shard(path: Path, num_bytes: int) -> None:

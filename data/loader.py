@@ -4,6 +4,7 @@ B micro-batch, C H W image, K keypoints, G global batch, R ranks, M micro-batche
 position p takes the positions [p, p + G); rank and worker only slice that range.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -121,11 +122,20 @@ def batches(
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=_whole,
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals,
     )
     for batch in loader:
         if isinstance(batch, str):
             raise ValueError(batch)
         yield batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach a whole process group: training hears them and needs its workers until it
+    has saved.  SIGTERM is also how a stuck worker is ended, so it means: in 30 seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # Windows has none, and no such signals either
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
 
 
 def _whole(batch: Batch | str) -> Batch | str:

@@ -61,9 +61,11 @@ def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     keys: set[str] = set()
-    pattern = str(partial / "%06d.tar")
+    pattern = str(partial.absolute()).replace("%", "%%") + "/%06d.tar"  # absolute: "s3:out" is a folder, not a URL
     with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, mtime=0, verbose=0) as writer:
         for sample in samples:
+            if not sample.key:
+                raise ValueError(f"{out}: sample {len(keys)} has an empty key; name every sample")
             if sample.key in keys:
                 raise ValueError(f"{out}: two samples have the key {sample.key!r}; keys must be unique")
             keys.add(sample.key)
@@ -79,19 +81,21 @@ def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int
 def index_shard(tar: Path) -> np.ndarray:
     """One row a sample of this tar: key, and offset, size and crc of each field in the order of FIELDS.
 
-    Raises ValueError naming file and key when the tar is cut off or damaged, a sample lacks a member or its members
-    do not stand together, a key comes twice, or a member is not a regular file.
+    Members are named KEY.FIELD.EXTENSION or ./KEY.FIELD.EXTENSION; other fields are left alone.  Raises ValueError
+    naming file and key when the tar is cut off or damaged, a sample lacks a member or its members do not stand
+    together, a key comes twice, or a member is not a plain file in the root.
     """
     samples: dict[str, dict[str, tuple[int, int, int]]] = {}
     last = None
     try:
         with tarfile.open(tar, "r:") as archive, tar.open("rb") as raw:
             for member in archive:
-                key, _, extension = member.name.partition(".")
+                parent, _, name = member.name.removeprefix("./").rpartition("/")
+                key, _, extension = name.partition(".")
                 field = extension.rpartition(".")[0]
                 if field not in FIELDS:
                     continue
-                if not member.isreg() or "/" in key or "\\" in key:
+                if not member.isreg() or parent or not key or "\\" in key:
                     raise ValueError(f"{tar}: {member.name!r} is not a plain file in the archive's root; {REMEDY}")
                 if key in samples and key != last:
                     raise ValueError(f"{tar}: the members of sample {unquote(key)!r} do not stand together; {REMEDY}")
@@ -103,6 +107,12 @@ def index_shard(tar: Path) -> np.ndarray:
                     raise ValueError(f"{tar}: cut off inside sample {unquote(key)!r}; {REMEDY}")
                 samples[key][field] = (member.offset_data, member.size, zlib.crc32(data))
                 last = key
+            # tarfile takes a broken header, or the end of the file between two members, for the archive's end.
+            raw.seek(archive.offset)
+            rest = raw.read(tarfile.RECORDSIZE)
+            if len(rest) < tarfile.BLOCKSIZE or any(rest):
+                after = f"after sample {unquote(last)!r}" if last else "at its first member"
+                raise ValueError(f"{tar}: cut off or damaged {after}, at byte {archive.offset}; {REMEDY}")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{tar}: not a readable tar file ({error}); {REMEDY}") from error
     for key, members in samples.items():
@@ -126,22 +136,40 @@ def write_index(folder: Path) -> None:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: holds no .tar shard; write some with python -m data.prepare")
-    shards = []
+    (folder / "dataset.json").unlink(missing_ok=True)  # an older one would vouch for rows that are being replaced
+    shards, shard_of, image_size = [], {}, None
     for tar in tars:
         rows = index_shard(tar)
-        np.save(tar.with_suffix(".npy"), rows, allow_pickle=False)
+        for key in rows["key"].tolist():
+            if key in shard_of:
+                twice = f"sample {unquote(key.decode())!r} is in {shard_of[key]} too"
+                raise ValueError(f"{tar}: {twice}; keys must be unique: remove one of the two")
+            shard_of[key] = tar.name
+        image_size = image_size or _image_size(tar, rows)
+        partial = tar.with_suffix(".npy.partial")
+        with partial.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        partial.replace(tar.with_suffix(".npy"))
         shards.append(
             {"name": tar.name, "samples": len(rows), "bytes": tar.stat().st_size, "crc": zlib.crc32(rows.tobytes())}
         )
-    with tars[0].open("rb") as raw:
-        rows = np.load(tars[0].with_suffix(".npy"), allow_pickle=False)
-        raw.seek(int(rows["offset"][0, 0]))
-        with Image.open(io.BytesIO(raw.read(int(rows["size"][0, 0])))) as image:
-            width, height = image.size
-    about = {"format": FORMAT, "image_size": [height, width], "fields": list(FIELDS), "shards": shards}
+    about = {"format": FORMAT, "image_size": image_size, "fields": list(FIELDS), "shards": shards}
     partial = folder / "dataset.json.partial"
     partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
     partial.replace(folder / "dataset.json")
+
+
+def _image_size(tar: Path, rows: np.ndarray) -> tuple[int, int]:
+    """(height, width) of the first image, which all others must share."""
+    with tar.open("rb") as raw:
+        raw.seek(int(rows["offset"][0, 0]))
+        data = raw.read(int(rows["size"][0, 0]))
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        key = unquote(rows["key"][0].decode())
+        raise ValueError(f"{tar}: sample {key!r}: {FIELDS[0]} is no readable image ({error}); {REMEDY}") from error
 
 
 def main() -> None:
@@ -149,7 +177,7 @@ def main() -> None:
         sys.exit("usage: python -m data.shards FOLDER    writes the index of the .tar shards in FOLDER")
     try:
         write_index(Path(sys.argv[1]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -54,7 +54,7 @@ class Schedule:
 
     def log_snr(self, t: Tensor) -> Tensor:
         """(B,) -> (B,), falling in t."""
-        t = t.float().clamp(1e-5, 1 - 1e-5)  # tan(0) and tan(pi / 2) lie beyond the limits anyway
+        t = t.float().clamp(1e-6, 1 - 1e-6)  # beyond the limits even when shifted by 10
         return (-2 * torch.log(torch.tan(t * (math.pi / 2))) + self.shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 POOL_HEADS = 8
+GRID_FREQUENCY = 32.0
 KEYPOINT_FREQUENCIES = 8  # periods 2 ... 1/64 of the image: a 128 image's joint is placed to the pixel
 
 
@@ -55,15 +56,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
 
 
+def grid_encoding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+    """Fourier features of every pixel's place: sin, cos(pi f x), sin, cos(pi f y), f from 1 to 32.  -> (HW, C)"""
+    rate = math.pi * GRID_FREQUENCY ** torch.linspace(0, 1, channels // 4, device=device)
+    y, x = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
+    along_y = (y[:, None, None] * rate).expand(height, width, -1)
+    along_x = (x[None, :, None] * rate).expand(height, width, -1)
+    encoding = torch.cat([along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()], -1).flatten(0, 1)
+    return F.pad(encoding, (0, channels % 4))
+
+
 def to_tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b c h w -> b (h w) c")
+    """Each pixel a token that knows its place.  (B, C, H, W) -> (B, HW, C)
+
+    Ours, where the paper is silent: attention alone cannot tell where a feature lies, and a warp is about places.
+    """
+    place = grid_encoding(x.shape[2], x.shape[3], x.shape[1], x.device)
+    return rearrange(x, "b c h w -> b (h w) c") + place.to(x.dtype)
 
 
 class ResBlock(nn.Module):
     """FiLM, then conv1(x) + conv3(swish(norm(conv3(swish(norm(x))))) (Zhu et al. 2023, Fig. 2 and A.1).
 
-    FiLM starts as the identity (its weights at 0) and the skip path's own convolution as the (folded) identity, so
-    that a network of 40 blocks passes images and gradients from the first step.
+    FiLM starts as the identity (its weights at 0), the skip path's own convolution as the (folded) identity and the
+    main path's last convolution at 0, so that a network of 40 blocks passes images and gradients from the first step.
     """
 
     def __init__(self, c_in: int, c_out: int, emb_dim: int):
@@ -72,8 +88,9 @@ class ResBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        for layer in (self.film, self.conv2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.skip.weight.copy_(folded_identity(c_out, c_in)[:, :, None, None])
             self.skip.bias.zero_()

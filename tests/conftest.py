@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from data import prepare
+from data.schema import JOINTS, Sample
+from data.shards import IMAGES, POSES
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,40 @@ def real_data() -> Path:
     if not folder.is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no real photographs at {folder}")
     return folder
+
+
+@pytest.fixture
+def random_sample():
+    """key, number -> a sample of 16x12 pixels of its own, of whose joints some are invisible."""
+
+    def draw(key: str, number: int = 0) -> Sample:
+        rng = np.random.default_rng(number)
+        images = (rng.integers(0, 256, (16, 12, 3), dtype=np.uint8) for _ in IMAGES)
+        poses = []
+        for _ in POSES:
+            visible = rng.random((len(JOINTS), 1)) < 0.7
+            poses.append(np.float32(np.hstack([rng.random((len(JOINTS), 2)), np.ones_like(visible)]) * visible))
+        return Sample(key, *images, *poses)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """48 drawn pairs of 32x32 in three shards."""
+    return _prepare(tmp_path_factory, "synthetic", "--num", "48", "--seed", "1", "--samples-per-shard", "16")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory, real_data) -> Path:
+    """The ten real pairs of cotton at 32x32."""
+    source = str(real_data / "cotton")
+    return _prepare(
+        tmp_path_factory, "viton_hd", "--source", source, "--label-map", "cotton", "--samples-per-shard", "4"
+    )
+
+
+def _prepare(tmp_path_factory, *words: str) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "tiny"
+    assert prepare.main([*words, "--size", "32", "--out", str(out)]) == 0
+    return out

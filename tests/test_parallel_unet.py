@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.nn.parallel import scatter_gather
 
 from model.conditions import Conditions
-from model.layers import CrossAttention, ResBlock, SelfAttention, folded_identity, group_norm, positional_encoding
+from model.layers import (
+    CrossAttention,
+    ResBlock,
+    SelfAttention,
+    folded_identity,
+    group_norm,
+    positional_encoding,
+    to_tokens,
+)
 from model.parallel_unet import BASE_UNET, SR_UNET, ParallelUNet, ParallelUNetConfig
 
 TINY = ParallelUNetConfig(
@@ -33,6 +41,7 @@ def network(config: ParallelUNetConfig = TINY, trained: bool = True) -> Parallel
         for module in net.modules():
             if isinstance(module, ResBlock):
                 torch.nn.init.normal_(module.film.weight, std=0.1)
+                torch.nn.init.normal_(module.conv2.weight, std=0.1)
         torch.nn.init.normal_(net.head.weight, std=0.1)
     return net
 
@@ -89,6 +98,15 @@ def test_every_condition_is_heard(field):
     assert not torch.allclose(net(zt, t, cond), net(zt, t, changed), atol=1e-5)
 
 
+@pytest.mark.parametrize("field", ["person_pose", "garment_pose", "noise_aug_level"])
+def test_film_hears_poses_and_noise_levels(field):
+    """The poses also reach the self-attention: their pooled sum must not be lost behind it."""
+    net = network()
+    _, t, cond = inputs()
+    changed = cond._replace(**{field: getattr(cond, field) * 0.5})
+    assert not torch.allclose(net.embed(t, cond).emb, net.embed(t, changed).emb, atol=1e-3)
+
+
 def test_time_and_lowres_are_heard():
     net = network(TINY_SR)
     zt, t, cond = inputs(TINY_SR)
@@ -138,7 +156,7 @@ def test_attention_adds_its_input(kind):
 
 def test_self_attention_is_equation_3_with_the_pose_in_keys_and_values():
     layer, x, pose = SelfAttention(8, 1, 16), torch.randn(1, 8, 2, 3), torch.randn(1, 5, 16)
-    tokens = layer.norm(x)[0].flatten(1).T  # (HW, C)
+    tokens = to_tokens(layer.norm(x))[0]  # (HW, C)
     q, k, v = layer.qkv(tokens).split(8, -1)
     pose_k, pose_v = layer.pose_kv(pose[0]).split(8, -1)
     k, v = torch.cat([k, pose_k]), torch.cat([v, pose_v])
@@ -261,10 +279,9 @@ def test_groups(channels, groups):
     assert group_norm(channels).num_groups == groups
 
 
-def test_skip_paths_start_as_identity():
-    x = torch.randn(2, 8, 4, 4)
-    block = ResBlock(8, 8, 16)
-    torch.testing.assert_close(block.skip(x), x)
+def test_residual_blocks_start_as_identity():
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
+    torch.testing.assert_close(ResBlock(8, 8, 16)(x, emb), x)
     for c_out, c_in in [(8, 16), (16, 8), (8, 20)]:
         variance = (folded_identity(c_out, c_in) ** 2).sum(1)
         torch.testing.assert_close(variance, torch.ones(c_out))

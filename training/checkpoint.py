@@ -86,7 +86,7 @@ def _publish(folder: Path, state: TrainState, tensors: dict[str, dict[str, Tenso
         free = shutil.disk_usage(_existing(folder.parent)).free / 2**30
         raise ValueError(
             f"{folder}: the checkpoint could not be written ({error}); {free:.1f} GiB are free there. Free space, "
-            "lower checkpoint.keep or choose another run.dir; earlier checkpoints are whole, and the same command continues"
+            "lower checkpoint.keep or choose another run.dir; earlier checkpoints are whole"
         ) from error
     _prune(folder, keep)
 
@@ -127,8 +127,14 @@ def _point_to(folder: Path) -> None:
 
 
 def _prune(newest: Path, keep: int) -> None:
-    """Removes all checkpoints but `newest` and the keep - 1 before it; later ones were not whole, or left behind."""
-    kept = [folder for folder in _newest_first(newest.parent) if folder.name <= newest.name][:keep]
+    """Removes all checkpoints but `newest` and the keep - 1 whole ones before it, and what a kill left half done.
+
+    Later ones were not whole, or training fell back behind them.
+    """
+    for leftover in newest.parent.glob(f"step_*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    earlier = (folder for folder in _newest_first(newest.parent) if folder.name <= newest.name)
+    kept = [folder for folder in earlier if problem_with(folder, hashes=False) is None][:keep]
     for folder in set(_newest_first(newest.parent)) - set(kept):
         # Renamed first: half a deleted checkpoint must not look like one.
         doomed = folder.with_name(folder.name + PARTIAL)

@@ -6,11 +6,12 @@ Each part lives with its owner; this file composes them, reads them and says wha
 import argparse
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import PydanticUndefined
@@ -68,7 +69,7 @@ def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") 
 
     Raises ValueError naming every unknown key with its nearest known one, and every value that cannot be.
     """
-    arguments = parser(summary).parse_args(argv)
+    arguments = parser(summary).parse_intermixed_args(argv)
     files = [word for word in arguments.words if "=" not in word]
     if len(files) > 1:
         raise ValueError(f"{len(files)} config files named ({', '.join(files)}); one is read, the rest are key=value")
@@ -78,7 +79,7 @@ def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") 
     short = {
         "train.micro_batch": arguments.batch,
         "train.num_epochs": arguments.epochs,
-        "run.dir": arguments.logdir,
+        "run.dir": None if arguments.logdir is None else json.dumps(arguments.logdir),  # quoted: 2024 is a name too
         "engine.precision": "bf16" if arguments.use_mix_precision else None,
     }
     overrides = [f"{key}={value}" for key, value in short.items() if value is not None]
@@ -91,15 +92,30 @@ def read_config(path: Path, overrides: list[str] | None = None) -> Config:
         known = ", ".join(sorted(f"configs/{file.name}" for file in (HOME / "configs").glob("*.yaml")))
         raise ValueError(f"{path}: no such config file; the project has {known}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AttributeError) as error:
+        merged = OmegaConf.load(path)
+        if not isinstance(merged, DictConfig):
+            raise ValueError("not a mapping of keys to values")
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
-    return validate(values, str(path))
+    for word in overrides or []:
+        if not all(word.partition("=")[0].split(".")):
+            raise ValueError(f"{word!r} on the command line: expected key=value, as in optim.lr=2e-4")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([word]))
+        except (OmegaConfBaseException, YAMLError, AttributeError, TypeError) as error:
+            raise ValueError(f"{word!r} on the command line: {' '.join(str(error).split())}") from error
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    return validate(values, f"{path} with the command line" if overrides else str(path))
 
 
 def validate(values: Any, origin: str) -> Config:
-    """Plain values -> Config, in strict JSON types: a number is no string, true is no number."""
+    """Plain values -> Config, in strict JSON types: a number is no string, true is no number, infinity none either."""
+    for key, value in _flat(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{origin}: {key}={json.dumps(value)}: input should be a finite number")
     try:
         return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -125,16 +141,16 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[st
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configurations differ, with both values."""
-
-    def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
+    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
     return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
+
+
+def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def parser(summary: str) -> argparse.ArgumentParser:
@@ -166,4 +182,5 @@ def _explain(problem: Any) -> str:
         near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
         return f"unknown key {key!r}" + (f"; the nearest is {near[0]!r}" if near else "; --help lists all keys")
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={json.dumps(problem['input'], default=str)}: {message[:1].lower()}{message[1:]}" if key else message
+    value = "" if isinstance(problem["input"], dict) else f"={json.dumps(problem['input'], default=str)}"
+    return f"{key}{value}: {message[:1].lower()}{message[1:]}" if key else message

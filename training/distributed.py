@@ -45,19 +45,19 @@ def where() -> str:
 
 
 @contextmanager
-def process_group(config: DistributedConfig) -> Iterator[None]:
+def process_group(config: DistributedConfig, device: str = "auto") -> Iterator[None]:
     """The process group of torchrun's ranks; left alone by an error, closed by all ranks together after success.
 
     Raises ValueError when the script was not started by torchrun.
     """
-    if "RANK" not in os.environ:
+    if not under_torchrun():
         raise ValueError(
             "train_ddp.py is started by torchrun: torchrun --nproc_per_node=NUM_GPUS train_ddp.py [CONFIG.yaml] "
             "[key=value ...]; on one device use train_single.py"
         )
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     backend = ("nccl" if gpus else "gloo") if config.backend == "auto" else config.backend
-    if gpus and local_rank() >= gpus:
+    if gpus and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:  # every rank of this host says no
         raise ValueError(
             f"host {socket.gethostname()} has {gpus} GPUs but torchrun started more ranks there; "
             f"use --nproc_per_node={gpus}"
@@ -75,9 +75,13 @@ def process_group(config: DistributedConfig) -> Iterator[None]:
     sys.stderr.flush()
 
 
+def under_torchrun() -> bool:
+    return "RANK" in os.environ
+
+
 def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
     """The model under DDP.  Every parameter gets a gradient every step, so that nothing is searched for."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

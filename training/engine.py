@@ -30,14 +30,16 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     deterministic: bool = Field(False, description="GPU kernels that repeat bit for bit; CPUs always do")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of this process.  Raises ValueError when the one asked for is not here."""
+def pick_device(name: str, precision: str = "fp32") -> torch.device:
+    """The device of this process.  Raises ValueError when it is not here, or cannot compute in that precision."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("engine.device=cuda: no CUDA GPU is visible here; check nvidia-smi, or use engine.device=auto")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("engine.device=mps: no Apple GPU is available here; use engine.device=auto")
+    if name == "cpu" and precision == "fp16":
+        raise ValueError("engine.precision=fp16: not on a CPU; use bf16 or fp32")
     return torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
 
 
@@ -54,8 +56,6 @@ class SingleDevice:
     def __init__(self, model: ParallelUNetConfig, engine: EngineConfig, optim: OptimConfig, seed: int):
         self.device = pick_device(engine.device)
         self.config, self.clip_grad_norm = engine, optim.clip_grad_norm
-        if engine.precision == "fp16" and self.device.type == "cpu":
-            raise ValueError("engine.precision=fp16: not on a CPU; use bf16 or fp32")
         self._set_backends()
         # Weights are drawn on the CPU, where the same seed gives the same numbers whatever the GPU.
         with torch.random.fork_rng(devices=[]):
@@ -129,10 +129,18 @@ class SingleDevice:
         names = self.model.named_parameters()
         return {f"{slot}.{name}": value for name, p in names for slot, value in state.get(p, {}).items()}
 
+    @torch.no_grad()
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse.  No tensors: no step was taken yet, as when every gradient so far was not finite.
+
+        Moments are laid out like their parameters: fused Adam refuses a channels_last weight with a contiguous moment.
+        """
+        if not tensors:
+            return
         state: dict[int, dict[str, Tensor]] = {}
-        for i, (name, _) in enumerate(self.model.named_parameters()):
-            state[i] = {slot: tensors[f"{slot}.{name}"] for slot in ("step", "exp_avg", "exp_avg_sq")}
+        for i, (name, p) in enumerate(self.model.named_parameters()):
+            moments = {slot: torch.empty_like(p).copy_(tensors[f"{slot}.{name}"]) for slot in ("exp_avg", "exp_avg_sq")}
+            state[i] = moments | {"step": tensors[f"step.{name}"].clone()}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _set_backends(self) -> None:

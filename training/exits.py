@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from training.distributed import Agreed, get_rank, local_rank, num_ranks, where
+from training.distributed import Agreed, get_rank, local_rank, num_ranks, under_torchrun, where
 
 LOST_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|recvValueWithTimeout", re.IGNORECASE)
 
@@ -21,12 +21,12 @@ def run(main: Callable[[], None]) -> None:
         alone = num_ranks() > 1
         leave(1, f"error: [{where()}] {error}" if alone else f"error: {error}" if local_rank() == 0 else "")
     except KeyboardInterrupt:
-        leave(130, "interrupted before the first step" if get_rank() == 0 else "")
+        leave(130, "interrupted at once; the same command continues at the last checkpoint" if get_rank() == 0 else "")
     except RuntimeError as error:
         if num_ranks() > 1 and LOST_RANK.search(str(error)):
             leave(1, f"error: [{where()}] lost contact with another rank; the rank that failed says why")
         raise
-    if "RANK" in os.environ:
+    if under_torchrun():
         leave(0, "")
 
 

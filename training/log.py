@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, Field
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -36,6 +37,7 @@ class RunLog:
         if not self.main:
             return
         self.global_batch = global_batch
+        self.previews = run_dir / "previews"
         self.logger = logging.getLogger("training")
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
@@ -85,8 +87,10 @@ class RunLog:
             self.board.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """An image (H, W, 3) uint8 for TensorBoard."""
+        """An image (H, W, 3) uint8 for TensorBoard and, where only ssh reaches, previews/NAME_STEP.png."""
         if self.main:
+            self.previews.mkdir(exist_ok=True)
+            Image.fromarray(image).save(self.previews / f"{name}_{step:08d}.png")
             self.board.add_image(name, image, step, dataformats="HWC")
             self.board.flush()
 

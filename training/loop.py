@@ -18,10 +18,10 @@ from training import checkpoint
 from training.batch import clean_conditions, to_device
 from training.checkpoint import TrainState
 from training.config import Config, differences, read_config, save_config
-from training.distributed import agreed, all_reduce_sum, num_ranks, on_main
+from training.distributed import Agreed, agreed, all_reduce_sum, num_ranks, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
-from training.engine import SingleDevice
+from training.engine import SingleDevice, pick_device
 from training.held_out import preview, validation_loss
 from training.log import RunLog
 from training.optim import lr_at
@@ -29,7 +29,8 @@ from training.sheet import contact_sheet
 from training.stop import stop_on_signal
 
 T_BINS = 10
-CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch")  # a run that changes these is another run
+# A run that changes one of these is another run.
+CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
 
 
 class Report(NamedTuple):
@@ -48,11 +49,12 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     run_dir = Path(config.run.dir)
     with agreed():
         config, dataset, held_out = check(config, engine_class)
-        on_main(lambda: _open_run(run_dir, config))
+    on_main(lambda: _check_run(run_dir, config))
     engine = engine_class(config.model, config.engine, config.optim, config.seed)
     ema = EMA(engine.model, config.ema.decay)
     with agreed():
         state, rejected = resume(run_dir, config, dataset, engine, ema)
+    on_main(lambda: _keep_config(run_dir, config))
     draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
     layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
     log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
@@ -113,16 +115,17 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
 
     Raises ValueError for whatever does not fit together.
     """
+    pick_device(config.engine.device, config.engine.precision)
     train, devices = config.train, engine_class.num_devices()
     if train.micro_batch is not None:
         train = train.model_copy(update={"global_batch": train.micro_batch * devices * train.accumulation})
     share = num_ranks() * train.accumulation
     if train.global_batch % share:
-        fits = [n for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
+        fits = [str(n) for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
         raise ValueError(
             f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
             f"train.accumulation={train.accumulation}; use train.global_batch="
-            f"{math.ceil(train.global_batch / share) * share} or one of {', '.join(map(str, fits[:8]))} ranks"
+            f"{math.ceil(train.global_batch / share) * share}" + (f" or {', '.join(fits[:8])} ranks" if fits else "")
         )
     dataset = _open_data("data.shards", config.data.shards, config)
     held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
@@ -138,7 +141,10 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
 
 
 def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
-    dataset = ShardedDataset(folder)
+    try:
+        dataset = ShardedDataset(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     if dataset.image_size != config.model.image_size:
         have, want = ("x".join(map(str, size)) for size in (dataset.image_size, config.model.image_size))
         raise ValueError(
@@ -148,8 +154,8 @@ def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
     return dataset
 
 
-def _open_run(run_dir: Path, config: Config) -> None:
-    """The run folder with its config.yaml.  Raises ValueError when it belongs to another run."""
+def _check_run(run_dir: Path, config: Config) -> None:
+    """Makes the run folder.  Raises ValueError when it belongs to another run, or cannot be written."""
     path = run_dir / "config.yaml"
     if path.is_file():
         changed = differences(read_config(path), config)
@@ -159,9 +165,17 @@ def _open_run(run_dir: Path, config: Config) -> None:
             raise ValueError(f"{run_dir}: holds a run of another kind ({told}); choose another run.dir (--logdir)")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, path)
+        (run_dir / "training.log").open("a").close()
     except OSError as error:
         raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
+
+
+def _keep_config(run_dir: Path, config: Config) -> None:
+    """Writes config.yaml once nothing speaks against the run: a refused command leaves the old one as it was."""
+    try:
+        save_config(config, run_dir / "config.yaml")
+    except OSError as error:
+        raise ValueError(f"{run_dir / 'config.yaml'}: cannot be written ({error}); choose another run.dir") from error
 
 
 def resume(
@@ -181,6 +195,10 @@ def resume(
             f"data.shards={config.data.shards}: not the data that {folder} was trained on (fingerprint "
             f"{dataset.fingerprint}, then {state.data}); samples would repeat or be lost: use the same shards, or "
             "another run.dir"
+        )
+    if state.seed != config.seed:
+        raise ValueError(
+            f"seed={config.seed}: {folder} was trained with seed={state.seed}; use that one, or another run.dir"
         )
     parameters = dict(engine.model.named_parameters())
     weights = checkpoint.read_tensors(folder, "model", parameters)
@@ -238,7 +256,7 @@ def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> Non
     state.nonfinite_in_row = 0 if math.isfinite(grad_norm) else state.nonfinite_in_row + 1
     if state.nonfinite_in_row >= config.train.max_nonfinite:
         first, last = state.samples, state.samples + config.train.global_batch - 1
-        raise ValueError(
+        raise Agreed(
             f"the gradient was not finite in {state.nonfinite_in_row} steps in a row, at last in step {state.step + 1} "
             f"(stream positions {first} to {last}); lower optim.lr, use engine.precision=bf16 or fp32; the last "
             "checkpoint is whole"

@@ -1,0 +1,76 @@
+"""What only a GPU can show.  Run on a GPU box: bash tests/run.sh tests/gpu"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import prepare
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+HOME = Path(__file__).parent.parent.parent
+GPUS = torch.cuda.device_count()
+TINY = (
+    "model.image_size=[32,32]", "model.channels=[32,64]", "model.num_blocks=[1,1]", "model.attention_levels=[1]",
+    "model.head_dim=32", "model.emb_dim=64", "train.num_steps=20", "train.global_batch=8", "log.every=1",
+    "data.num_workers=1", "optim.warmup_steps=5", "checkpoint.every=10",
+)  # fmt: skip
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={GPUS}")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "train"
+    assert prepare.main(["synthetic", "--num", "64", "--size", "32", "--out", str(out)]) == 0
+    return out
+
+
+def train(shards: Path, run: Path, command: tuple[str, ...], *overrides: str) -> list[float]:
+    """The losses of a run."""
+    words = [sys.executable, *command, "configs/base_unet.yaml", f"run.dir={run}", f"data.shards={shards}"]
+    subprocess.run([*words, *TINY, *overrides], cwd=HOME, check=True, timeout=300)
+    return [json.loads(line)["loss"] for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+def deviation(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b) == 20
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+def test_modes_give_one_curve(shards, tmp_path):
+    fp32 = ("engine.precision=fp32", "engine.deterministic=true")
+    cpu = train(shards, tmp_path / "cpu", ("train_single.py",), *fp32, "engine.device=cpu")
+    single = train(shards, tmp_path / "single", ("train_single.py",), *fp32)
+    dp = train(shards, tmp_path / "dp", ("train_dp.py",), *fp32)
+    ddp = train(shards, tmp_path / "ddp", (*TORCHRUN, "train_ddp.py"), *fp32)
+    assert deviation(dp, single) <= 1e-5
+    assert deviation(ddp, single) <= 1e-5
+    assert deviation(single, cpu) <= 1e-3  # other kernels
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_fp32(shards, tmp_path, precision):
+    full = train(shards, tmp_path / "fp32", ("train_single.py",), "engine.precision=fp32")
+    half = train(shards, tmp_path / precision, ("train_single.py",), f"engine.precision={precision}")
+    assert deviation(half, full) <= 2e-2
+    assert half[-1] < half[0]
+
+
+def test_fp16_resumes_with_its_loss_scale(shards, tmp_path):
+    whole = train(shards, tmp_path / "whole", ("train_single.py",), "engine.precision=fp16")
+    half = ("engine.precision=fp16", "train.num_steps=10")
+    train(shards, tmp_path / "run", ("train_single.py",), *half)
+    resumed = train(shards, tmp_path / "run", ("train_single.py",), "engine.precision=fp16")
+    assert deviation(resumed, whole) <= 1e-3
+
+
+@pytest.mark.parametrize("option", ["engine.compile=true", "engine.activation_checkpointing=true"])
+def test_options_follow_the_plain_run(shards, tmp_path, option):
+    plain = train(shards, tmp_path / "plain", ("train_single.py",), "engine.precision=fp32")
+    other = train(shards, tmp_path / "other", ("train_single.py",), "engine.precision=fp32", option)
+    assert deviation(other, plain) <= 1e-3
+
+

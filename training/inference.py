@@ -1,0 +1,46 @@
+"""A trained network from its run folder, whatever engine trained it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.conditions import Conditions
+from model.diffusion import Net
+from model.parallel_unet import ParallelUNet
+from training import checkpoint
+from training.config import Config, read_config
+from training.distributed import agreed
+from training.engine import DTYPES, pick_device
+
+
+def read_run(run_dir: Path, overrides: list[str]) -> Config:
+    """The config that a run was trained with, with key=value overrides."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; name a run folder, which training makes under run.dir")
+    return read_config(path, overrides)
+
+
+def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, torch.device, int]:
+    """(network, its device, optimizer steps) of the newest whole checkpoint; weights: 'ema' or 'model'.
+
+    Raises ValueError when there is none, or when it does not fit the config.
+    """
+    with agreed():
+        device = pick_device(config.engine.device)
+        folder, rejected = checkpoint.find(run_dir)
+        if folder is None:
+            told = "; ".join(rejected) or "training has not written one yet"
+            raise ValueError(f"{run_dir}: no whole checkpoint ({told})")
+        model = ParallelUNet(config.model)
+        parameters = dict(model.named_parameters())
+        model.load_state_dict(checkpoint.read_tensors(folder, weights, parameters))
+    model.eval().requires_grad_(False).to(device)
+    dtype = DTYPES[config.engine.precision]
+
+    def net(zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return model(zt, t, cond)
+
+    return net, device, checkpoint.read_state(folder).step
