@@ -101,8 +101,7 @@ class ShardedDataset:
         values = {}
         for i, field in enumerate(FIELDS):
             try:
-                # pread: a forked worker shares the file position of its parent.
-                data = os.pread(self._file(shard).fileno(), int(row["size"][i]), int(row["offset"][i]))
+                data = _read_at(self._file(shard), int(row["size"][i]), int(row["offset"][i]))
             except OSError as error:
                 raise ValueError(f"{path}: cannot be read ({error}); check the disk or {REMEDY}") from error
             if zlib.crc32(data) != row["crc"][i]:
@@ -118,6 +117,17 @@ class ShardedDataset:
             if (image.height, image.width) != self.image_size:
                 raise ValueError(f"{image.height}x{image.width} pixels, not {'x'.join(map(str, self.image_size))}")
             return np.array(image.convert("RGB"))
+
+
+def _read_at(file: BinaryIO, size: int, offset: int) -> bytes:
+    """The bytes at an offset, without moving the file's position, which a forked worker shares with its parent.
+
+    Windows has no pread, and does not fork either.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)
+    file.seek(offset)
+    return file.read(size)
 
 
 def _decode_pose(data: bytes) -> np.ndarray:

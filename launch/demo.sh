@@ -21,7 +21,7 @@ export OMP_NUM_THREADS=$((cores / ranks > 1 ? cores / ranks : 1))
 
 prepare() { # SET NUM SEED: drawn people, another seed draws others
   [ -e "shards/demo/$1" ] && return
-  $python -m data.prepare synthetic --num "$2" --seed "$3" --size 64 --out "shards/demo/$1"
+  $python -m data.prepare synthetic --num "$2" --seed "$3" --size 48 --out "shards/demo/$1"
 }
 prepare train 3000 0
 prepare val 64 1

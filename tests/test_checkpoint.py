@@ -182,7 +182,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     try:
         save(tmp_path, 1)
         (tmp_path / "filler").write_bytes(bytes(110 * 1024))
-        with pytest.raises(ValueError, match=r"step_00000002: the checkpoint could not be written .*No space left") as e:
+        with pytest.raises(
+            ValueError, match=r"step_00000002: the checkpoint could not be written .*No space left"
+        ) as e:
             save(tmp_path, 2)
         assert "Free space, lower checkpoint.keep or choose another run.dir" in str(e.value)
         assert step_of(tmp_path) == 1 and names(tmp_path) == ["latest", "step_00000001"]

@@ -1,7 +1,6 @@
 """One curve, whatever the mode, the number of ranks and nodes, of micro-batches and of loader workers."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -68,11 +67,12 @@ def test_two_nodes_of_two_ranks(single, data, tmp_path, capsys):
     texts = [output(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(texts)
     assert sum("global batch 8 on 4 x cpu" in text for text in texts) == 1
-    assert_same_curve(single, tmp_path / "run", capsys, "two torchrun agents of 2 ranks, accumulation 2, 3 workers each")
+    assert_same_curve(
+        single, tmp_path / "run", capsys, "two torchrun agents of 2 ranks, accumulation 2, 3 workers each"
+    )
 
 
 def test_another_seed_is_another_curve(single, data, tmp_path):
     """The comparison above can fail."""
     train(tmp_path, [str(empty_config(tmp_path)), *words(data, tmp_path / "run", seed=1, **SETTINGS)])
     assert deviation(losses(single), losses(tmp_path / "run")) > 1e-3
-    assert sys.version_info >= (3, 10)

@@ -49,7 +49,9 @@ def test_killed_five_times_at_random_it_ends_bit_identical(shards, tmp_path):
     assert "continuing at step" in text
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     for run in ("whole", "killed"):
-        events = EventAccumulator(str(tmp_path / run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+        events = EventAccumulator(
+            str(tmp_path / run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
+        ).Reload()
         tags = set(events.Tags()["scalars"])
         wanted = {"loss", "lr", "grad_norm", "samples_per_s", "memory_gib", "data_wait_share"}
         assert {f"train/{name}" for name in wanted} | {"validation/loss"} <= tags

@@ -208,6 +208,7 @@ def test_flipped_byte_is_seen_when_read(shard, field):
         ("person_pose.json", json.dumps([[float("nan")] * 3] * 18).encode()),
         ("garment_pose.json", json.dumps([[0.5, 0.5, 0.9]] * 18).encode()),
         ("garment_pose.json", json.dumps([[300, 200, 1]] * 18).encode()),
+        ("garment_pose.json", json.dumps([[-0.1, 0.5, 1]] * 18).encode()),
     ],
 )
 def test_what_cannot_be_decoded(shard, name, data):

@@ -6,6 +6,7 @@ Every rank calls every method; the others stay silent.
 import io
 import json
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from training.distributed import get_rank
 
 QUIET_S = 20  # between lines of progress where no terminal can show a bar
+
+LEAST_FREE = 1 << 16  # bytes that a line in every file may need
 
 
 class LogConfig(BaseModel, extra="forbid", frozen=True):
@@ -36,7 +39,8 @@ class RunLog:
         self.main = get_rank() == 0
         if not self.main:
             return
-        self.global_batch = global_batch
+        self.run_dir, self.global_batch = run_dir, global_batch
+        self._check_room()
         self.previews = run_dir / "previews"
         self.logger = logging.getLogger("training")
         self.logger.setLevel(logging.INFO)
@@ -74,6 +78,7 @@ class RunLog:
         """One object of stats.jsonl, one line of training.log, and a TensorBoard scalar for each number."""
         if not self.main:
             return
+        self._check_room()
         self.stats.write(json.dumps({"step": step, **values}) + "\n")
         self.stats.flush()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
@@ -82,6 +87,7 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if self.main:
+            self._check_room()
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
@@ -89,10 +95,20 @@ class RunLog:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image (H, W, 3) uint8 for TensorBoard and, where only ssh reaches, previews/NAME_STEP.png."""
         if self.main:
+            self._check_room(2 * image.nbytes)
             self.previews.mkdir(exist_ok=True)
             Image.fromarray(image).save(self.previews / f"{name}_{step:08d}.png")
             self.board.add_image(name, image, step, dataformats="HWC")
             self.board.flush()
+
+    def _check_room(self, needed: int = 0) -> None:
+        """Raises ValueError on a full disk, before TensorBoard's thread and the logger trip over it."""
+        free = shutil.disk_usage(self.run_dir).free
+        if free < needed + LEAST_FREE:
+            raise ValueError(
+                f"run.dir={self.run_dir}: the disk is full ({free} bytes are free); free space there: the newest "
+                "checkpoint is whole, and the same command continues"
+            )
 
     def close(self) -> None:
         if self.main:

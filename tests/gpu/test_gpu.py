@@ -72,5 +72,3 @@ def test_options_follow_the_plain_run(shards, tmp_path, option):
     plain = train(shards, tmp_path / "plain", ("train_single.py",), "engine.precision=fp32")
     other = train(shards, tmp_path / "other", ("train_single.py",), "engine.precision=fp32", option)
     assert deviation(other, plain) <= 1e-3
-
-
