@@ -191,7 +191,7 @@ def test_a_full_disk_in_training(arguments, tmp_path, filled_by):
         free = shutil.disk_usage(disk).free
         room = free // 2 if filled_by == "checkpoint" else 4096
         (disk / "filler").write_bytes(bytes(free - room))
-        said = "checkpoint could not be written (No space left" if filled_by == "checkpoint" else "the disk is full"
+        said = "checkpoint could not be written" if filled_by == "checkpoint" else "the disk is full"
         refusal(ranks(tmp_path, 2, arguments(**settings)), str(disk), said, "ree space")
         folder, rejected = checkpoint.find(disk)
         assert rejected == [] and folder.name == (disk / "checkpoints/latest").read_text().strip()

@@ -140,8 +140,8 @@ def test_every_config_of_the_project_is_valid_and_saved_as_it_is(path, tmp_path)
 
 
 def test_differences_name_the_key_and_both_values():
-    other = load_config(["configs/demo.yaml", "optim.lr=5.0"])
-    assert differences(load_config(["configs/demo.yaml"]), other) == {"optim.lr": (1e-3, 5.0)}
+    one, other = (load_config(["configs/demo.yaml", f"optim.lr={lr}"]) for lr in (1.0, 5.0))
+    assert differences(one, other) == {"optim.lr": (1.0, 5.0)}
 
 
 def test_the_paper_recipe():

@@ -198,7 +198,7 @@ def test_more_ranks_than_gpus_are_refused_by_every_rank(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="2 GPUs .*--nproc_per_node=2"), process_group(DistributedConfig()):
+    with pytest.raises(ValueError, match=r"2 GPUs .*--nproc_per_node=2"), process_group(DistributedConfig()):
         pass
 
 
