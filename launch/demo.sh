@@ -23,7 +23,7 @@ prepare() { # SET NUM SEED: drawn people, another seed draws others
   [ -e "shards/demo/$1" ] && return
   $python -m data.prepare synthetic --num "$2" --seed "$3" --size 48 --out "shards/demo/$1"
 }
-prepare train 3000 0
+prepare train 2000 0
 prepare val 64 1
 
 $python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train_ddp.py configs/demo.yaml "$@"

@@ -44,7 +44,7 @@ class TrainState:
     ema_updates: int = 0
     nonfinite_in_row: int = 0
     window: list[float] = field(default_factory=list)  # sums of what is logged next, so that a restart splits no mean
-    loss_scale: float | None = None  # of fp16
+    loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
     seed: int = 0
     data: str = ""  # fingerprint of the training shards
 

@@ -79,6 +79,11 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ
 
 
+def is_stray_rank() -> bool:
+    """Whether torchrun started this process as one of many, and it never joined the others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and under_torchrun() and not dist.is_initialized()
+
+
 def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
     """The model under DDP.  Every parameter gets a gradient every step, so that nothing is searched for."""
     return DistributedDataParallel(model, gradient_as_bucket_view=True)

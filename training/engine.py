@@ -115,13 +115,13 @@ class SingleDevice:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def loss_scale(self) -> float | None:
-        """The fp16 loss scale, which a checkpoint keeps."""
-        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+    def loss_scale(self) -> dict[str, float]:
+        """What fp16's loss scaling knows, which a checkpoint keeps; empty for other precisions."""
+        return self.scaler.state_dict()
 
-    def set_loss_scale(self, scale: float) -> None:
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale})
+    def set_loss_scale(self, known: dict[str, float]) -> None:
+        if known and self.scaler.is_enabled():
+            self.scaler.load_state_dict(known)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Adam's state by parameter name: 'exp_avg.NAME', 'exp_avg_sq.NAME', 'step.NAME'."""

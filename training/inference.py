@@ -28,7 +28,8 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
     Raises ValueError when there is none, or when it does not fit the config.
     """
     with agreed():
-        device = pick_device(config.engine.device)
+        device = pick_device(config.engine.device, config.engine.precision)
+    with agreed():
         folder, rejected = checkpoint.find(run_dir)
         if folder is None:
             told = "; ".join(rejected) or "training has not written one yet"

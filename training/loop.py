@@ -14,23 +14,22 @@ from data.dataset import ShardedDataset
 from data.loader import Batch, Layout, Stream, batches, rank_positions
 from data.order import FixedOrder, ShuffledOrder
 from model.diffusion import diffusion_loss, to_unit_range
-from training import checkpoint
 from training.batch import clean_conditions, to_device
 from training.checkpoint import TrainState
-from training.config import Config, differences, read_config, save_config
-from training.distributed import Agreed, agreed, all_reduce_sum, num_ranks, on_main
+from training.config import Config
+from training.distributed import Agreed, agreed, all_reduce_sum, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
-from training.engine import SingleDevice, pick_device
+from training.engine import SingleDevice
 from training.held_out import preview, validation_loss
 from training.log import RunLog
 from training.optim import lr_at
+from training.resume import resume, save
 from training.sheet import contact_sheet
+from training.start import check, check_run, keep_config
 from training.stop import stop_on_signal
 
 T_BINS = 10
-# A run that changes one of these is another run.
-CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
 
 
 class Report(NamedTuple):
@@ -49,12 +48,12 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     run_dir = Path(config.run.dir)
     with agreed():
         config, dataset, held_out = check(config, engine_class)
-    on_main(lambda: _check_run(run_dir, config))
+    on_main(lambda: check_run(run_dir, config))
     engine = engine_class(config.model, config.engine, config.optim, config.seed)
     ema = EMA(engine.model, config.ema.decay)
     with agreed():
         state, rejected = resume(run_dir, config, dataset, engine, ema)
-    on_main(lambda: _keep_config(run_dir, config))
+    on_main(lambda: keep_config(run_dir, config))
     draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
     layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
     log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
@@ -108,118 +107,6 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     if state.step >= config.train.num_steps:
         log.info(f"finished: {state.step} steps, {state.samples} samples, in {run_dir}")
     log.close()
-
-
-def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
-    """The config with what follows from data and ranks filled in, and the data sets.
-
-    Raises ValueError for whatever does not fit together.
-    """
-    pick_device(config.engine.device, config.engine.precision)
-    train, devices = config.train, engine_class.num_devices()
-    if train.micro_batch is not None:
-        train = train.model_copy(update={"global_batch": train.micro_batch * devices * train.accumulation})
-    share = num_ranks() * train.accumulation
-    if train.global_batch % share:
-        fits = [str(n) for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
-        raise ValueError(
-            f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
-            f"train.accumulation={train.accumulation}; use train.global_batch="
-            f"{math.ceil(train.global_batch / share) * share}" + (f" or {', '.join(fits[:8])} ranks" if fits else "")
-        )
-    dataset = _open_data("data.shards", config.data.shards, config)
-    held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
-    if len(dataset) < train.global_batch:
-        raise ValueError(
-            f"data.shards={config.data.shards}: {len(dataset)} samples, fewer than train.global_batch="
-            f"{train.global_batch}; prepare more samples or use train.global_batch={len(dataset)} or less"
-        )
-    if train.num_epochs is not None:
-        steps = max(1, math.ceil(train.num_epochs * len(dataset) / train.global_batch))
-        train = train.model_copy(update={"num_steps": steps})
-    return config.model_copy(update={"train": train}), dataset, held_out
-
-
-def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
-    try:
-        dataset = ShardedDataset(folder)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
-    if dataset.image_size != config.model.image_size:
-        have, want = ("x".join(map(str, size)) for size in (dataset.image_size, config.model.image_size))
-        raise ValueError(
-            f"{key}={folder}: images of {have}, but model.image_size={want}; prepare shards with --size {want}, or "
-            f"set model.image_size=[{','.join(map(str, dataset.image_size))}]"
-        )
-    return dataset
-
-
-def _check_run(run_dir: Path, config: Config) -> None:
-    """Makes the run folder.  Raises ValueError when it belongs to another run, or cannot be written."""
-    path = run_dir / "config.yaml"
-    if path.is_file():
-        changed = differences(read_config(path), config)
-        foreign = {key: value for key, value in changed.items() if key in CURVE_KEYS or key.startswith("model.")}
-        if foreign:
-            told = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in foreign.items())
-            raise ValueError(f"{run_dir}: holds a run of another kind ({told}); choose another run.dir (--logdir)")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "training.log").open("a").close()
-    except OSError as error:
-        raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
-
-
-def _keep_config(run_dir: Path, config: Config) -> None:
-    """Writes config.yaml once nothing speaks against the run: a refused command leaves the old one as it was."""
-    try:
-        save_config(config, run_dir / "config.yaml")
-    except OSError as error:
-        raise ValueError(f"{run_dir / 'config.yaml'}: cannot be written ({error}); choose another run.dir") from error
-
-
-def resume(
-    run_dir: Path, config: Config, dataset: ShardedDataset, engine: SingleDevice, ema: EMA
-) -> tuple[TrainState, list[str]]:
-    """The state of the newest whole checkpoint, loaded on every rank, or a fresh one; and what newer ones lacked."""
-    folder, rejected = checkpoint.find(run_dir)
-    if folder is None:
-        if rejected:
-            raise ValueError(
-                "no checkpoint is whole: " + "; ".join(rejected) + f"; remove {run_dir / 'checkpoints'} to start anew"
-            )
-        return TrainState(seed=config.seed, data=dataset.fingerprint), []
-    state = checkpoint.read_state(folder)
-    if state.data != dataset.fingerprint:
-        raise ValueError(
-            f"data.shards={config.data.shards}: not the data that {folder} was trained on (fingerprint "
-            f"{dataset.fingerprint}, then {state.data}); samples would repeat or be lost: use the same shards, or "
-            "another run.dir"
-        )
-    if state.seed != config.seed:
-        raise ValueError(
-            f"seed={config.seed}: {folder} was trained with seed={state.seed}; use that one, or another run.dir"
-        )
-    parameters = dict(engine.model.named_parameters())
-    weights = checkpoint.read_tensors(folder, "model", parameters)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    ema.load(checkpoint.read_tensors(folder, "ema", parameters), state.ema_updates)
-    engine.load_optimizer_tensors(checkpoint.read_tensors(folder, "optimizer"))
-    if state.loss_scale is not None:
-        engine.set_loss_scale(state.loss_scale)
-    return state, rejected
-
-
-def save(run_dir: Path, state: TrainState, engine: SingleDevice, ema: EMA, keep: int) -> None:
-    state.ema_updates, state.loss_scale = ema.num_updates, engine.loss_scale()
-    tensors = {
-        "model": dict(engine.model.named_parameters()),
-        "ema": ema.shadow,
-        "optimizer": engine.optimizer_tensors(),
-    }
-    checkpoint.save(run_dir, state, tensors, keep)
 
 
 def _micro_batches(

@@ -1,0 +1,82 @@
+"""Everything that is checked before the first step."""
+
+import math
+from pathlib import Path
+
+from data.dataset import ShardedDataset
+from training.config import Config, differences, read_config, save_config
+from training.distributed import is_stray_rank, num_ranks
+from training.engine import SingleDevice, pick_device
+
+# A run that changes one of these is another run.
+CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
+
+
+def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
+    """The config with what follows from data and ranks filled in, and the data sets.
+
+    Raises ValueError for whatever does not fit together.
+    """
+    if is_stray_rank():
+        raise ValueError("torchrun started several processes of a script that is one process; use train_ddp.py")
+    pick_device(config.engine.device, config.engine.precision)
+    train, devices = config.train, engine_class.num_devices()
+    if train.micro_batch is not None:
+        train = train.model_copy(update={"global_batch": train.micro_batch * devices * train.accumulation})
+    share = num_ranks() * train.accumulation
+    if train.global_batch % share:
+        fits = [str(n) for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
+        raise ValueError(
+            f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
+            f"train.accumulation={train.accumulation}; use train.global_batch="
+            f"{math.ceil(train.global_batch / share) * share}" + (f" or {', '.join(fits[:8])} ranks" if fits else "")
+        )
+    dataset = _open_data("data.shards", config.data.shards, config)
+    held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
+    if len(dataset) < train.global_batch:
+        raise ValueError(
+            f"data.shards={config.data.shards}: {len(dataset)} samples, fewer than train.global_batch="
+            f"{train.global_batch}; prepare more samples or use train.global_batch={len(dataset)} or less"
+        )
+    if train.num_epochs is not None:
+        steps = max(1, math.ceil(train.num_epochs * len(dataset) / train.global_batch))
+        train = train.model_copy(update={"num_steps": steps})
+    return config.model_copy(update={"train": train}), dataset, held_out
+
+
+def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
+    try:
+        dataset = ShardedDataset(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if dataset.image_size != config.model.image_size:
+        have, want = ("x".join(map(str, size)) for size in (dataset.image_size, config.model.image_size))
+        raise ValueError(
+            f"{key}={folder}: images of {have}, but model.image_size={want}; prepare shards with --size {want}, or "
+            f"set model.image_size=[{','.join(map(str, dataset.image_size))}]"
+        )
+    return dataset
+
+
+def check_run(run_dir: Path, config: Config) -> None:
+    """Makes the run folder.  Raises ValueError when it belongs to another run, or cannot be written."""
+    path = run_dir / "config.yaml"
+    if path.is_file():
+        changed = differences(read_config(path), config)
+        foreign = {key: value for key, value in changed.items() if key in CURVE_KEYS or key.startswith("model.")}
+        if foreign:
+            told = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in foreign.items())
+            raise ValueError(f"{run_dir}: holds a run of another kind ({told}); choose another run.dir (--logdir)")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "training.log").open("a").close()
+    except OSError as error:
+        raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
+
+
+def keep_config(run_dir: Path, config: Config) -> None:
+    """Writes config.yaml once nothing speaks against the run: a refused command leaves the old one as it was."""
+    try:
+        save_config(config, run_dir / "config.yaml")
+    except OSError as error:
+        raise ValueError(f"{run_dir / 'config.yaml'}: cannot be written ({error}); choose another run.dir") from error
