@@ -24,7 +24,7 @@ Order = ShuffledOrder | FixedOrder
 
 class DataConfig(BaseModel, extra="forbid", frozen=True):
     shards: str = Field("shards/train", description="folder of training shards (python -m data.prepare writes one)")
-    val_shards: str | None = Field(None, description="folder of held-out shards; none: no validation, no previews")
+    val_shards: str | None = Field(None, description="folder of held-out shards; null: no validation loss")
     num_workers: int = Field(4, ge=0, description="loader processes a rank; 0 loads in the training process")
     prefetch: int = Field(4, ge=1, description="micro-batches that each worker prepares ahead")
     shuffle_block: int = Field(16, ge=1, description="shards that are shuffled together")

@@ -26,7 +26,8 @@ prepare() { # SET NUM SEED: drawn people, another seed draws others
 prepare train 2000 0
 prepare val 64 1
 
-$python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train_ddp.py configs/demo.yaml "$@"
+$python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train_ddp.py configs/demo.yaml \
+  data.val_shards=shards/demo/val "$@"
 $python sample.py "$run" --num 16
 $python sample.py "$run" --num 16 --unpaired
 

@@ -36,7 +36,9 @@ Level = Annotated[int, Field(ge=0)]
 class ParallelUNetConfig(BaseModel, extra="forbid", frozen=True):
     """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
 
-    image_size: tuple[Count, Count] = Field((128, 128), description="(height, width) in pixels")
+    image_size: tuple[Count, Count] | None = Field(
+        (128, 128), description="(height, width) in pixels; null: that of the training shards"
+    )
     lowres: bool = Field(False, description="a low-resolution image is concatenated to zt (the 256 network)")
     channels: tuple[Width, ...] = Field((128, 256, 512, 1024), min_length=1, description="features, finest level first")
     num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="blocks a level of the person UNet, down and up")
@@ -66,7 +68,7 @@ class ParallelUNetConfig(BaseModel, extra="forbid", frozen=True):
             value = getattr(self, key)
             if value is not None and len(value) != depth:
                 raise ValueError(f"{key}: {value} has {len(value)} entries, channels has {depth}; give one a level")
-        if any(side % stride for side in self.image_size):
+        if self.image_size and any(side % stride for side in self.image_size):
             raise ValueError(
                 f"image_size: {self.image_size} is halved {depth - 1} times; use multiples of {stride}, or fewer levels"
             )

@@ -5,10 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data import prepare
 from data.schema import JOINTS, Sample
 from data.shards import IMAGES, POSES
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same numbers on any machine, and no two tests fighting for its cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

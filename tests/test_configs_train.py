@@ -15,7 +15,7 @@ SHRUNK += tuple(key for key in TINY if key.startswith("log.") or (key.startswith
 def test_every_config_trains_at_toy_size(path, shards, tmp_path):
     """Validation, preview and checkpoint included."""
     values = {key: TINY[key] for key in SHRUNK} | {"train.num_steps": 2, "train.accumulation": 2}
-    values |= {"data.shards": shards, "data.val_shards": shards, "run.dir": tmp_path / "run"}
+    values |= {"data.shards": shards, "data.val_shards": shards, "run.dir": tmp_path / "run", "log.preview_every": 2}
     words = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     config = load_config([str(path), *words])
     assert config.model.lowres == (path.stem == "sr_unet")

@@ -31,15 +31,6 @@ PREDICTIONS = ("noise", "v", "x0")
 T = torch.linspace(0, 1, 1001)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, 6, 4) * 2 - 1
 

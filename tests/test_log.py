@@ -25,13 +25,13 @@ def test_a_restart_doubles_no_step_in_any_file(tmp_path, restart):
         log = RunLog(tmp_path, first, 4 * first, 10, 4)
         for step in range(first + 1, last + 1):
             log.stats_line(step, {"samples": 4 * step, "loss": 10.0 * last + step, "loss_by_t/0.1": 1.0})
-            log.image(step, "held_out", np.full((4, 6, 3), step, np.uint8))
+            log.image(step, "preview", np.full((4, 6, 3), step, np.uint8))
         log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
     expected = [50.0 + step for step in range(1, restart + 1)] + [70.0 + step for step in range(restart + 1, 8)]
     scalars = events.Scalars("train/loss")
     assert [(event.step, event.value) for event in scalars] == list(enumerate(expected, 1))
-    assert [event.step for event in events.Images("held_out")] == list(range(1, 8))
+    assert [event.step for event in events.Images("preview")] == list(range(1, 8))
     assert len(events.Scalars("loss_by_t/0.1")) == 7
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == list(enumerate(expected, 1))

@@ -24,15 +24,6 @@ TINY = ParallelUNetConfig(
 TINY_SR = TINY.model_copy(update={"lowres": True, "attention_levels": (2,), "garment_num_blocks": (1, 1, 2)})
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(config: ParallelUNetConfig = TINY, trained: bool = True) -> ParallelUNet:
     """A network; trained: with what starts at 0 moved away from it, so that everything can be seen in the output."""
     torch.manual_seed(0)

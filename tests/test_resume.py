@@ -60,7 +60,7 @@ def test_killed_five_times_at_random_it_ends_bit_identical(shards, tmp_path):
         assert [event.step for event in told] == list(range(1, 21))
         np.testing.assert_allclose([event.value for event in told], losses(tmp_path / run), rtol=1e-6)
         assert [event.step for event in events.Scalars("validation/loss")] == [7, 14, 20]
-        assert [event.step for event in events.Images("held_out")] == [10, 20]
+        assert [event.step for event in events.Images("preview")] == [10, 20]
     lines = [stats(tmp_path / run) for run in ("whole", "killed")]
     clockwork = {"samples_per_s", "data_wait_share", "memory_gib"}
     whole, killed = ([{k: v for k, v in line.items() if k not in clockwork} for line in run] for run in lines)

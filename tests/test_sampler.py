@@ -16,15 +16,6 @@ PREDICTIONS = ("noise", "v", "x0")
 SIZE = (6, 4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 def conditions(batch: int, lowres: bool = False) -> Conditions:
     image = lambda: torch.rand(batch, 3, *SIZE) * 2 - 1  # noqa: E731
     pose = torch.rand(batch, 18, 3).round(decimals=1)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
 from model.conditions import Conditions
@@ -23,11 +23,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class EngineConfig(BaseModel, extra="forbid", frozen=True):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of computation; parameters stay fp32")
-    zero_stage: Literal[0] = Field(0, description="0: DDP; DeepSpeed ZeRO stages are not built yet")
+    zero_stage: int = Field(0, ge=0, le=3, description="0: DDP, the only one so far; 1 to 3: DeepSpeed ZeRO")
     activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass: less memory")
     channels_last: bool = Field(True, description="memory format of convolutions on a GPU")
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="GPU kernels that repeat bit for bit; CPUs always do")
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _built(cls, value: int) -> int:
+        if value > 0:
+            raise ValueError("DeepSpeed ZeRO is not part of this version; use 0 (DDP), with activation_checkpointing")
+        return value
 
 
 def pick_device(name: str, precision: str = "fp32") -> torch.device:

@@ -30,7 +30,9 @@ class LogConfig(BaseModel, extra="forbid", frozen=True):
     validate_every: int = Field(1000, ge=1, description="optimizer steps between validation losses")
     num_validation: int = Field(256, ge=1, description="held-out samples of the validation loss, on fixed noise")
     preview_every: int = Field(5000, ge=1, description="optimizer steps between sampled previews")
-    num_previews: int = Field(8, ge=1, description="held-out pairs that are sampled for a preview")
+    num_previews: int = Field(
+        8, ge=1, description="pairs that are sampled for a preview, held-out ones where there are"
+    )
     preview_steps: int = Field(32, ge=1, description="network evaluations of a preview image, by DDIM")
 
 

@@ -95,9 +95,9 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                     )
                 log.scalars(state.step, {"validation/loss": value})
                 log.info(f"step {state.step}: validation loss {value:.4f}")
-            if held_out and (state.step % config.log.preview_every == 0 or last):
+            if state.step % config.log.preview_every == 0:
                 with ema.applied(), clock.paused():
-                    _log_preview(log, state, held_out, config, engine)
+                    _log_preview(log, state, held_out or dataset, config, engine)
             if state.step % config.checkpoint.every == 0 or last or report.stop:
                 with clock.paused():
                     save(run_dir, state, engine, ema, config.checkpoint.keep)
@@ -177,15 +177,13 @@ def _log_stats(
     )
 
 
-def _log_preview(
-    log: RunLog, state: TrainState, held_out: ShardedDataset, config: Config, engine: SingleDevice
-) -> None:
+def _log_preview(log: RunLog, state: TrainState, dataset: ShardedDataset, config: Config, engine: SingleDevice) -> None:
     sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
     samples, results = preview(
-        engine.local_net, held_out, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
+        engine.local_net, dataset, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
         sampler=sampler, seed=config.seed, device=engine.device,
     )  # fmt: skip
-    log.image(state.step, "held_out", contact_sheet(samples, results))
+    log.image(state.step, "preview", contact_sheet(samples, results))
 
 
 def _memory_gib(device: torch.device) -> float:

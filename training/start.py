@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from data.dataset import ShardedDataset
-from training.config import Config, differences, read_config, save_config
+from training.config import Config, differences, read_config, save_config, validate
 from training.distributed import is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
 
@@ -31,6 +31,8 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
             f"train.accumulation={train.accumulation}; use train.global_batch="
             f"{math.ceil(train.global_batch / share) * share}" + (f" or {', '.join(fits[:8])} ranks" if fits else "")
         )
+    if config.model.image_size is None:
+        config = _with_size_of(ShardedDataset(config.data.shards), config)
     dataset = _open_data("data.shards", config.data.shards, config)
     held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
     if len(dataset) < train.global_batch:
@@ -42,6 +44,12 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
         steps = max(1, math.ceil(train.num_epochs * len(dataset) / train.global_batch))
         train = train.model_copy(update={"num_steps": steps})
     return config.model_copy(update={"train": train}), dataset, held_out
+
+
+def _with_size_of(dataset: ShardedDataset, config: Config) -> Config:
+    values = config.model_dump(mode="json")
+    values["model"]["image_size"] = dataset.image_size
+    return validate(values, f"data.shards={dataset.folder}")
 
 
 def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
