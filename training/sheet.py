@@ -21,28 +21,30 @@ def contact_sheet(
     titles = ["person", "clothing-agnostic", "garment", "result", "truth"]
     rows = []
     for sample, result in zip(samples, results, strict=True):
-        row = [
-            sample.person,
-            draw_pose(sample.clothing_agnostic, sample.person_pose),
-            draw_pose(sample.garment, sample.garment_pose),
-            result,
-            sample.person,
-        ]
-        rows.append(row if paired else row[:-1])
-    return grid(rows, titles[: len(rows[0])], height)
+        person, agnostic, garment, drawn = (
+            scaled(image, height) for image in (sample.person, sample.clothing_agnostic, sample.garment, result)
+        )
+        agnostic, garment = draw_pose(agnostic, sample.person_pose), draw_pose(garment, sample.garment_pose)
+        rows.append([person, agnostic, garment, drawn, person][: 5 if paired else 4])
+    return grid(rows, titles[: len(rows[0])])
 
 
-def grid(rows: list[list[np.ndarray]], titles: list[str], height: int) -> np.ndarray:
+def scaled(image: np.ndarray, height: int) -> np.ndarray:
+    """The image at another height, in its own proportions."""
+    width = round(height * image.shape[1] / image.shape[0])
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def grid(rows: list[list[np.ndarray]], titles: list[str]) -> np.ndarray:
     """Pictures of one size in rows, under the titles of their columns."""
-    width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
-    size = (len(titles) * (width + GAP) + GAP, HEADING + len(rows) * (height + GAP))
-    sheet = Image.new("RGB", size, PAPER)
+    height, width = rows[0][0].shape[:2]
+    sheet = Image.new("RGB", (len(titles) * (width + GAP) + GAP, HEADING + len(rows) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for column, title in enumerate(titles):
         draw.text((GAP + column * (width + GAP) + width / 2, HEADING / 2), title, fill="black", anchor="mm", font=font)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
-            tile = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (GAP + j * (width + GAP), HEADING + i * (height + GAP)))
+            sheet.paste(Image.fromarray(picture), (GAP + j * (width + GAP), HEADING + i * (height + GAP)))
     return np.asarray(sheet)
