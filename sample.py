@@ -55,7 +55,7 @@ class Pairs:
 
 def sample_pairs(pairs: Pairs, args: argparse.Namespace, config: Config, out: Path) -> None:
     """Every rank samples every num_ranks-th pair; a picture does not depend on how they are shared out."""
-    net, device, _ = load_net(args.run_dir, config, args.weights)
+    net, device = load_net(args.run_dir, config, args.weights)
     mine = list(range(get_rank(), pairs.num, num_ranks()))
     chunks = [mine[start : start + args.batch] for start in range(0, len(mine), args.batch)]
     for ids in tqdm(chunks, desc="sampling", unit="batch", disable=None):

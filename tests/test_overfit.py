@@ -22,7 +22,7 @@ def call(*words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=HOME, check=True, timeout=280, env=env)
 
 
-def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path):
+def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path, capsys):
     shards, run = tmp_path / "shards", tmp_path / "run"
     source = str(real_data / "cotton")
     words = ["viton_hd", "--source", source, "--label-map", "cotton", "--size", "64", "--num", str(PAIRS)]
@@ -36,6 +36,8 @@ def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path):
 
     losses = [json.loads(line)["loss"] for line in (run / "stats.jsonl").read_text().splitlines()]
     first, last = np.mean(losses[:20]), np.mean(losses[-20:])
+    with capsys.disabled():
+        print(f"  overfitting four real pairs: loss {first:.4f} -> {last:.4f}", end="")
     assert last <= first / 10, f"the loss fell from {first:.4f} to {last:.4f} only"
 
     dataset = ShardedDataset(shards)
@@ -44,4 +46,6 @@ def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path):
         sample = dataset.read(i)
         result = np.asarray(Image.open(run / "samples" / f"{sample.key}.png"))
         scores[sample.key] = structural_similarity(sample.person, result, channel_axis=2)
+    with capsys.disabled():
+        print(f", SSIM of the sampled pairs {min(scores.values()):.3f} to {max(scores.values()):.3f}")
     assert min(scores.values()) >= 0.8, f"SSIM of the sampled pairs against the truth: {scores}"

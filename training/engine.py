@@ -37,6 +37,21 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
         return value
 
 
+class Autocast(nn.Module):
+    """A network that computes in another precision than it is stored in.
+
+    Autocast opens inside forward: nn.DataParallel's threads know whether it is on, but not its type.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str):
+        super().__init__()
+        self.model, self.device_type, self.dtype = model, device.type, DTYPES[precision]
+
+    def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(zt, t, cond)
+
+
 def pick_device(name: str, precision: str = "fp32") -> torch.device:
     """The device of this process.  Raises ValueError when it is not here, or cannot compute in that precision."""
     if name == "auto":
@@ -81,24 +96,11 @@ class SingleDevice:
             fused=self.device.type == "cuda",
         )  # fmt: skip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=engine.precision == "fp16")
-        self.wrapped = self.wrap(self.model)
+        self.local_net = Autocast(self.model, self.device, engine.precision)  # ranks may call it unevenly
+        self.net = self.wrap(self.local_net)  # what diffusion_loss calls
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
-
-    def net(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The wrapped network under autocast; what diffusion_loss calls."""
-        with self.autocast():
-            return self.wrapped(zt, t, cond)
-
-    def local_net(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The network of this process alone: ranks may call it unevenly."""
-        with self.autocast():
-            return self.model(zt, t, cond)
-
-    def autocast(self) -> AbstractContextManager:
-        dtype = DTYPES[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def microbatch(self, last: bool) -> AbstractContextManager:
         """Around the forward and backward pass of one micro-batch; gradients meet in the last."""
@@ -182,5 +184,5 @@ class DDP(SingleDevice):
 
     @contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:
-        with nullcontext() if last else self.wrapped.no_sync():
+        with nullcontext() if last else self.net.no_sync():
             yield

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from model.conditions import Conditions
 from model.diffusion import Net
 from model.parallel_unet import ParallelUNet
 from training import checkpoint
 from training.config import Config, read_config
 from training.distributed import agreed
-from training.engine import DTYPES, pick_device
+from training.engine import Autocast, pick_device
 
 
 def read_run(run_dir: Path, overrides: list[str]) -> Config:
@@ -22,8 +20,8 @@ def read_run(run_dir: Path, overrides: list[str]) -> Config:
     return read_config(path, overrides)
 
 
-def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, torch.device, int]:
-    """(network, its device, optimizer steps) of the newest whole checkpoint; weights: 'ema' or 'model'.
+def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, torch.device]:
+    """(network, its device) of the newest whole checkpoint; weights: 'ema' or 'model'.
 
     Raises ValueError when there is none, or when it does not fit the config.
     """
@@ -38,10 +36,4 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
         parameters = dict(model.named_parameters())
         model.load_state_dict(checkpoint.read_tensors(folder, weights, parameters))
     model.eval().requires_grad_(False).to(device)
-    dtype = DTYPES[config.engine.precision]
-
-    def net(zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return model(zt, t, cond)
-
-    return net, device, checkpoint.read_state(folder).step
+    return Autocast(model, device, config.engine.precision), device
