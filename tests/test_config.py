@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from runs import HOME
 
+from model.parallel_unet import BASE_UNET, SR_UNET
 from training import config as owner
 from training.config import Config, differences, keys, load_config, read_config, save_config
 
@@ -149,3 +150,8 @@ def test_the_paper_recipe():
     train, optim = config.train, config.optim
     assert (train.global_batch, train.num_steps, optim.warmup_steps, optim.lr) == (256, 500_000, 10_000, 1e-4)
     assert config.diffusion.cond_drop_prob == 0.1
+
+
+@pytest.mark.parametrize(("name", "model"), [("base_unet", BASE_UNET), ("sr_unet", SR_UNET)])
+def test_the_stages_configs_are_the_papers_networks(name, model):
+    assert read_config(HOME / f"configs/{name}.yaml").model == model
