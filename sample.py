@@ -15,7 +15,7 @@ from data.dataset import ShardedDataset
 from data.schema import Sample
 from data.shards import escape_key
 from training.config import Config
-from training.distributed import agreed, get_rank, num_ranks, on_main, process_group, under_torchrun
+from training.distributed import agreed, get_rank, num_ranks, on_main, process_group, say, under_torchrun
 from training.exits import run
 from training.held_out import try_on
 from training.inference import load_net, read_run
@@ -27,6 +27,10 @@ def main() -> None:
     config = read_run(args.run_dir, ["engine.device=auto", *args.overrides])
     out = args.out or args.run_dir / ("samples_unpaired" if args.unpaired else "samples")
     with process_group(config.distributed) if under_torchrun() else nullcontext():
+        if not (args.shards or config.data.val_shards):
+            say(f"note: the run has no data.val_shards; sampling pairs it was trained on, {config.data.shards}")
+        if config.model.lowres:
+            say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
         with agreed():
             pairs = Pairs(args.shards or config.data.val_shards or config.data.shards, args.num, args.unpaired, config)
             make_folder(out)
@@ -38,11 +42,15 @@ class Pairs:
     """The first `num` pairs of a shard folder; unpaired, each person gets the garment of the next."""
 
     def __init__(self, shards: str, num: int, unpaired: bool, config: Config):
-        self.dataset, self.unpaired = ShardedDataset(shards), unpaired
+        self.dataset = ShardedDataset(shards)
+        self.unpaired = unpaired  # garments are exchanged here
+        self.truth = self.dataset.paired and not unpaired
         self.num = min(num, len(self.dataset))
         if self.dataset.image_size != config.model.image_size:
             have, want = ("x".join(map(str, size)) for size in (self.dataset.image_size, config.model.image_size))
             raise ValueError(f"{shards}: images of {have}, this run's are {want}; prepare shards with --size {want}")
+        if unpaired and self.num < 2:
+            raise ValueError(f"--unpaired: needs at least two pairs to exchange garments, {shards} gives one")
 
     def __getitem__(self, i: int) -> Sample:
         sample = self.dataset.read(i)
@@ -84,13 +92,19 @@ def picture(out: Path, sample: Sample) -> Path:
 def write_sheet(pairs: Pairs, out: Path, rows: int) -> None:
     samples = [pairs[i] for i in range(min(rows, pairs.num))]
     results = [np.asarray(Image.open(picture(out, sample))) for sample in samples]
-    Image.fromarray(contact_sheet(samples, results, paired=not pairs.unpaired)).save(out / "sheet.png")
+    Image.fromarray(contact_sheet(samples, results, paired=pairs.truth)).save(out / "sheet.png")
     print(f"{out}: {pairs.num} images and sheet.png")
 
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 on")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 on")
     return int(text)
 
 
@@ -104,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, help="[RUN_DIR/samples or RUN_DIR/samples_unpaired]")
     result.add_argument("--batch", type=positive, default=16, help="pairs in one forward pass [16]")
     result.add_argument("--rows", type=positive, default=8, help="pairs on the contact sheet [8]")
-    result.add_argument("--seed", type=int, default=0, help="another seed draws other noise [0]")
+    result.add_argument("--seed", type=whole, default=0, help="another seed draws other noise [0]")
     result.add_argument("--weights", choices=("ema", "model"), default="ema", help="[ema]")
     return result
 

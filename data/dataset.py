@@ -33,6 +33,7 @@ class About(BaseModel, strict=True):
     """dataset.json."""
 
     format: Literal[FORMAT]
+    paired: bool = True  # false: the person does not wear the garment, there is no truth to train on
     image_size: tuple[PositiveInt, PositiveInt]  # (height, width)
     fields: tuple[Literal[FIELDS], ...] = Field(min_length=len(FIELDS), max_length=len(FIELDS))
     shards: list[ShardFacts] = Field(min_length=1)
@@ -49,7 +50,7 @@ class ShardedDataset:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         about = _read_about(self.folder)
-        self.image_size = about.image_size
+        self.image_size, self.paired = about.image_size, about.paired
         self.shards = about.shards
         self.shard_sizes = [shard.samples for shard in about.shards]
         self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)])
@@ -144,7 +145,7 @@ def _read_about(folder: Path) -> About:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise ValueError(
-            f"data.shards={folder}: no such folder; write shards with python -m data.prepare, e.g. "
+            f"{folder}: no such folder; write shards with python -m data.prepare, e.g. "
             f"python -m data.prepare viton_hd --source DIR --out {folder}"
         )
     if not path.is_file():

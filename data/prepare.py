@@ -105,14 +105,16 @@ def main(argv: list[str] | None = None) -> int:
     skipped: dict[str, str] | None = {} if args.skip_bad else None
     try:
         jobs = args.jobs(args)
-        num = write_shards(samples(jobs, skipped), args.out, samples_per_shard=args.samples_per_shard)
+        paired = getattr(args, "pairing", "paired") == "paired"
+        num = write_shards(samples(jobs, skipped), args.out, samples_per_shard=args.samples_per_shard, paired=paired)
     except (ValueError, OSError) as error:
         report_skipped(skipped)
         print(f"error: {error}", file=sys.stderr)
         return 2
     report_skipped(skipped)
     size = "x".join(map(str, args.size))
-    print(f"{args.out}: {num} samples of {size}; look at them: python -m data.inspect {args.out}")
+    labels = f", parse maps read as {args.label_map}" if "label_map" in args else ""
+    print(f"{args.out}: {num} samples of {size}{labels}; look at them: python -m data.inspect {args.out}")
     return 0
 
 

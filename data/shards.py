@@ -49,8 +49,10 @@ def encode_sample(sample: Sample, quality: int = 95) -> dict[str, str | bytes]:
     return members
 
 
-def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int = 1000, quality: int = 95) -> int:
-    """Writes tar shards with their index; returns the number of samples.
+def write_shards(
+    samples: Iterable[Sample], out: Path, *, samples_per_shard: int = 1000, quality: int = 95, paired: bool = True
+) -> int:
+    """Writes tar shards with their index; returns the number of samples.  paired: the person wears the garment.
 
     Everything is written beside `out` first and appears under that name only when it is whole.  Raises ValueError
     when `out` exists already, when two samples share a key, or when there is nothing to write.
@@ -60,8 +62,20 @@ def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        num = _write_tars(samples, partial, out, samples_per_shard, quality)
+        if not num:
+            raise ValueError(f"{out}: the source gave no sample to write")
+        write_index(partial, paired)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return num
+
+
+def _write_tars(samples: Iterable[Sample], folder: Path, out: Path, samples_per_shard: int, quality: int) -> int:
     keys: set[str] = set()
-    pattern = str(partial.absolute()).replace("%", "%%") + "/%06d.tar"  # absolute: "s3:out" is a folder, not a URL
+    pattern = str(folder.absolute()).replace("%", "%%") + "/%06d.tar"  # absolute: "s3:out" is a folder, not a URL
     with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, mtime=0, verbose=0) as writer:
         for sample in samples:
             if not sample.key:
@@ -70,11 +84,6 @@ def write_shards(samples: Iterable[Sample], out: Path, *, samples_per_shard: int
                 raise ValueError(f"{out}: two samples have the key {sample.key!r}; keys must be unique")
             keys.add(sample.key)
             writer.write(encode_sample(sample, quality))
-    if not keys:
-        shutil.rmtree(partial)
-        raise ValueError(f"{out}: the source gave no sample to write")
-    write_index(partial)
-    partial.replace(out)
     return len(keys)
 
 
@@ -131,13 +140,15 @@ def index_shard(tar: Path) -> np.ndarray:
     return rows
 
 
-def write_index(folder: Path) -> None:
-    """Indexes every tar of a folder and publishes dataset.json last, so that an index is whole or absent."""
+def write_index(folder: Path, paired: bool = True) -> None:
+    """Indexes every tar of a folder and publishes dataset.json last, so that an index is whole or absent.
+
+    An older index stays as it is when a tar is refused.
+    """
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: holds no .tar shard; write some with python -m data.prepare")
-    (folder / "dataset.json").unlink(missing_ok=True)  # an older one would vouch for rows that are being replaced
-    shards, shard_of, image_size = [], {}, None
+    shards, shard_of, image_size, indexed = [], {}, None, {}
     for tar in tars:
         rows = index_shard(tar)
         for key in rows["key"].tolist():
@@ -146,14 +157,17 @@ def write_index(folder: Path) -> None:
                 raise ValueError(f"{tar}: {twice}; keys must be unique: remove one of the two")
             shard_of[key] = tar.name
         image_size = image_size or _image_size(tar, rows)
+        indexed[tar] = rows
+        shards.append(
+            {"name": tar.name, "samples": len(rows), "bytes": tar.stat().st_size, "crc": zlib.crc32(rows.tobytes())}
+        )
+    (folder / "dataset.json").unlink(missing_ok=True)  # it would vouch for rows that are being replaced
+    for tar, rows in indexed.items():
         partial = tar.with_suffix(".npy.partial")
         with partial.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
         partial.replace(tar.with_suffix(".npy"))
-        shards.append(
-            {"name": tar.name, "samples": len(rows), "bytes": tar.stat().st_size, "crc": zlib.crc32(rows.tobytes())}
-        )
-    about = {"format": FORMAT, "image_size": image_size, "fields": list(FIELDS), "shards": shards}
+    about = {"format": FORMAT, "paired": paired, "image_size": image_size, "fields": list(FIELDS), "shards": shards}
     partial = folder / "dataset.json.partial"
     partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
     partial.replace(folder / "dataset.json")

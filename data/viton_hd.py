@@ -41,12 +41,17 @@ def list_jobs(source: Path, split: str = "train", pairing: str = "paired") -> li
     row of the first thing that is missing.
     """
     folder = source if (source / "image").is_dir() else source / split
+    if folder == source and split != "train" and not (source / f"{split}_pairs.txt").is_file():
+        raise ValueError(
+            f"{source}: image/ stands there without a {split}/ folder or a {split}_pairs.txt; leave --split away to "
+            "take all of it, or list the pairs"
+        )
     if not (folder / "image").is_dir():
         raise ValueError(f"{folder / 'image'}: no such folder; --source is the folder above image/, or above {split}/")
     parse_dir = _either(folder, "image-parse-v3", "image-parse")
     pose_dir = _either(folder, "openpose_json", "openpose-json")
     jobs, rows_of = [], {}
-    for row, person, cloth in _pairs(source, folder, split, pairing):
+    for row, person, cloth in _pairs(source, folder, parse_dir, split, pairing):
         key = Path(person).stem if pairing == "paired" else f"{Path(person).stem}__{Path(cloth).stem}"
         if key in rows_of:
             raise ValueError(f"{row}: names the same sample as {rows_of[key]}; remove one of the two")
@@ -82,14 +87,15 @@ def load(job: Job, label_map: np.ndarray, size: tuple[int, int]) -> Sample:
     return make_flat_sample(job.key, person, cloth, mask, size)
 
 
-def _pairs(source: Path, folder: Path, split: str, pairing: str) -> list[tuple[str, str, str]]:
+def _pairs(source: Path, folder: Path, parse_dir: Path, split: str, pairing: str) -> list[tuple[str, str, str]]:
     """Rows (where it is listed, person, cloth)."""
     paths = [path for path in (source / f"{split}_pairs.txt", folder / f"{split}_pairs.txt") if path.is_file()]
     if not paths:
         if pairing == "unpaired":
             raise ValueError(f"{source / f'{split}_pairs.txt'}: missing; --pairing unpaired takes the cloth from it")
-        files = sorted(path for path in (folder / "image").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        return [(f"image/{path.name}", path.name, path.name) for path in files]
+        listed = [path for name in ("image", parse_dir.name) for path in _listing(folder / name)]
+        stems = sorted({path.stem for path in listed if path.suffix.lower() in IMAGE_SUFFIXES})
+        return [(f"sample {stem}", f"{stem}.jpg", f"{stem}.jpg") for stem in stems]
     rows = []
     for number, line in enumerate(paths[0].read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         names = line.split()
@@ -100,6 +106,10 @@ def _pairs(source: Path, folder: Path, split: str, pairing: str) -> list[tuple[s
             raise ValueError(f"{paths[0]}: row {number} is {line!r}; expected 'person.jpg cloth.jpg'")
         rows.append((row, names[0], names[0] if pairing == "paired" else names[1]))
     return rows
+
+
+def _listing(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _either(folder: Path, name: str, older: str) -> Path:
@@ -118,4 +128,4 @@ def _remedy(job: Job, path: Path) -> str:
             "; paired samples need the garment that the person wears: copy it there, or, to sample other garments, "
             "use --pairing unpaired"
         )
-    return "; put it there, or remove its row"
+    return "; put it there, or remove the sample from its list or folders"

@@ -218,7 +218,7 @@ class GarmentUNet(nn.Module):
 
 
 class ParallelUNet(nn.Module):
-    """Predicts the noise in zt, or v, from the try-on conditions (Zhu et al. 2023, Eq. 2).
+    """Predicts noise, v or x0 of zt from the try-on conditions (Zhu et al. 2023, Eq. 2).
 
     The reading of the paper that meets its parameter counts (1.13 B and 1.06 B): every up block has its own encoder
     skip; FiLM at the entry of a block; a 1x1 convolution on every skip path; attention as wide as its level; 3x3
@@ -257,7 +257,7 @@ class ParallelUNet(nn.Module):
         return Context(F.silu(emb), torch.cat([person, garment], 1))
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The predicted noise, (B, 3, H, W).  zt (B, 3, H, W); t (B,) in [0, 1].
+        """The prediction, (B, 3, H, W).  zt (B, 3, H, W); t (B,) in [0, 1].
 
         ValueError if cond has a lowres image and the config none, or the reverse.
         """

@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from runs import HOME, TORCHRUN, Script, empty_config, finish, newest, output, ranks, start, train, words
 
 from data import prepare
+from data.shards import write_index
 from training import checkpoint
 
 SECONDS = 30
@@ -201,3 +203,24 @@ def test_a_full_disk_in_training(arguments, tmp_path, filled_by):
         assert f"continuing at step {step} " in text
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_folder_in_use(arguments, tmp_path):
+    """The second is told who holds it; a kill of the first frees it at once."""
+    first = Script(tmp_path, "train_single.py", arguments(train__num_steps=10_000))
+    deadline = time.monotonic() + SECONDS
+    while not (tmp_path / "run/stats.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    held_by = f"pid {first.process.pid}"
+    refusal([Script(tmp_path, "train_single.py", arguments(train__num_steps=10_000))], "run.dir=", held_by, "another")
+    first.kill()
+    first.process.join()
+    train(tmp_path, arguments(train__num_steps=1))
+
+
+def test_unpaired_samples_are_not_trained_on(arguments, tmp_path, shards):
+    unpaired = tmp_path / "unpaired"
+    shutil.copytree(shards, unpaired)
+    write_index(unpaired, paired=False)
+    script = Script(tmp_path, "train_single.py", arguments(data__shards=unpaired))
+    refusal([script], f"data.shards={unpaired}", "--pairing paired")

@@ -168,9 +168,10 @@ def test_wrong_members(shard, damage, told):
     members = members_of(shard)
     damage(members)
     rewrite(shard, members)
+    before = (shard.parent / "dataset.json").read_bytes()
     message = refusal(write_index, shard.parent)
     assert message.startswith(f"{shard}: ") and told in message
-    assert "dataset.json: missing" in refusal(ShardedDataset, shard.parent)
+    assert (shard.parent / "dataset.json").read_bytes() == before, "a refused index replaces none"
 
 
 def test_links_are_not_followed(shard):

@@ -139,3 +139,18 @@ def test_real_paired_set_without_pairs_file(real_data):
     sample = load(jobs[4], COTTON, (64, 64))
     red = sample.garment[32, 32].astype(int)
     assert red[0] > red[2] + 40, f"a red pullover, RGB: {red}"
+
+
+def test_a_photograph_that_only_its_parse_map_knows_of_is_missed(tmp_path):
+    make_set(tmp_path)
+    (tmp_path / "image/b.jpg").unlink()
+    jobs = list_jobs(tmp_path)
+    assert [job.key for job in jobs] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"image/b.jpg: missing"):
+        load(jobs[1], CIHP, (64, 48))
+
+
+def test_a_flat_folder_has_no_other_split(tmp_path):
+    make_set(tmp_path)
+    with pytest.raises(ValueError, match="--split"):
+        list_jobs(tmp_path, split="test")

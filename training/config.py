@@ -71,6 +71,9 @@ def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") 
     """
     arguments = parser(summary).parse_intermixed_args(argv)
     files = [word for word in arguments.words if "=" not in word]
+    for word in files:
+        if not word.endswith((".yaml", ".yml")):
+            raise ValueError(f"{word!r}: expected key=value or a config file, CONFIG.yaml")
     if len(files) > 1:
         raise ValueError(f"{len(files)} config files named ({', '.join(files)}); one is read, the rest are key=value")
     if files and arguments.stage:
@@ -88,6 +91,8 @@ def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") 
 
 def read_config(path: Path, overrides: list[str] | None = None) -> Config:
     """The configuration of a YAML file with key=value overrides."""
+    if not path.is_file() and (HOME / path).is_file():
+        path = HOME / path
     if not path.is_file():
         known = ", ".join(sorted(f"configs/{file.name}" for file in (HOME / "configs").glob("*.yaml")))
         raise ValueError(f"{path}: no such config file; the project has {known}")
@@ -183,4 +188,6 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}" + (f"; the nearest is {near[0]!r}" if near else "; --help lists all keys")
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if isinstance(problem["input"], dict) else f"={json.dumps(problem['input'], default=str)}"
-    return f"{key}{value}: {message[:1].lower()}{message[1:]}" if key else message
+    if message[1:2].islower() and not any(letter.isupper() for letter in message.split()[0][1:]):
+        message = message[:1].lower() + message[1:]
+    return f"{key}{value}: {message}" if key else message

@@ -89,6 +89,12 @@ def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+def say(message: str) -> None:
+    """One line on the console, from one rank."""
+    if get_rank() == 0:
+        print(message, file=sys.stderr)
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all ranks, in place."""
     if dist.is_initialized():

@@ -8,7 +8,7 @@ from model.diffusion import Net
 from model.parallel_unet import ParallelUNet
 from training import checkpoint
 from training.config import Config, read_config
-from training.distributed import agreed
+from training.distributed import agreed, say
 from training.engine import Autocast, pick_device
 
 
@@ -32,6 +32,9 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
         if folder is None:
             told = "; ".join(rejected) or "training has not written one yet"
             raise ValueError(f"{run_dir}: no whole checkpoint ({told})")
+        for message in rejected:
+            say(f"warning: {message}; an older checkpoint is used")
+        say(f"sampling with {folder / (weights + '.safetensors')}")
         model = ParallelUNet(config.model)
         parameters = dict(model.named_parameters())
         model.load_state_dict(checkpoint.read_tensors(folder, weights, parameters))

@@ -6,6 +6,7 @@ Every rank calls every method; the others stay silent.
 import io
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -81,7 +82,8 @@ class RunLog:
         if not self.main:
             return
         self._check_room()
-        self.stats.write(json.dumps({"step": step, **values}) + "\n")
+        written = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self.stats.write(json.dumps({"step": step, **written}) + "\n")
         self.stats.flush()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
         self.logger.info("step %d  %s", step, shown)

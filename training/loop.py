@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     run_dir = Path(config.run.dir)
     with agreed():
         config, dataset, held_out = check(config, engine_class)
-    on_main(lambda: check_run(run_dir, config))
+    changed = on_main(lambda: check_run(run_dir, config))
     engine = engine_class(config.model, config.engine, config.optim, config.seed)
     ema = EMA(engine.model, config.ema.decay)
     with agreed():
@@ -59,6 +60,8 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
     for message in rejected:
         log.info(f"warning: {message}; falling back to an older checkpoint")
+    for key, (old, new) in changed.items():
+        log.info(f"changed since this run was last started: {key} from {old} to {new}")
     log.info(_greeting(config, dataset, engine, state))
     clock = Clock()
     stream = _micro_batches(config, dataset, draws, layout, state, engine.device)
@@ -206,32 +209,30 @@ class Clock:
     """Samples a second and the share of time spent waiting for data, since they were last asked for."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
 
-    def waiting(self) -> "_Span":
-        return _Span(self, "waited")
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
 
-    def paused(self) -> "_Span":
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """Time that is no training: validation, previews, checkpoints."""
-        return _Span(self, "since")
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun
 
     def step(self, samples: int) -> None:
         self.samples += samples
 
     def rates(self) -> tuple[float, float]:
+        """(samples a second, share of the time spent waiting); starts anew."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         rates = self.samples / elapsed, self.waited / elapsed
-        self.__init__()
+        self.reset()
         return rates
-
-
-class _Span:
-    def __init__(self, clock: Clock, counter: str):
-        self.clock, self.counter = clock, counter
-
-    def __enter__(self) -> None:
-        self.begun = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        spent = time.perf_counter() - self.begun
-        setattr(self.clock, self.counter, getattr(self.clock, self.counter) + spent)

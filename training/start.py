@@ -1,13 +1,22 @@
 """Everything that is checked before the first step."""
 
 import math
+import os
+import socket
 from pathlib import Path
+from typing import Any, TextIO
 
 from data.dataset import ShardedDataset
 from training.config import Config, differences, read_config, save_config, validate
 from training.distributed import is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+HELD: list[TextIO] = []  # locks of this process; an open file is what holds one
 # A run that changes one of these is another run.
 CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
 
@@ -34,6 +43,11 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
     if config.model.image_size is None:
         config = _with_size_of(ShardedDataset(config.data.shards), config)
     dataset = _open_data("data.shards", config.data.shards, config)
+    if not dataset.paired:
+        raise ValueError(
+            f"data.shards={config.data.shards}: unpaired samples: the persons wear other garments than the ones "
+            "beside them; train on shards made with --pairing paired"
+        )
     held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
     if len(dataset) < train.global_batch:
         raise ValueError(
@@ -66,9 +80,12 @@ def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
     return dataset
 
 
-def check_run(run_dir: Path, config: Config) -> None:
-    """Makes the run folder.  Raises ValueError when it belongs to another run, or cannot be written."""
-    path = run_dir / "config.yaml"
+def check_run(run_dir: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Makes the run folder and takes it; returns the keys, with both values, that changed since it was last used.
+
+    Raises ValueError when it belongs to another run, is in use, or cannot be written.
+    """
+    path, changed = run_dir / "config.yaml", {}
     if path.is_file():
         changed = differences(read_config(path), config)
         foreign = {key: value for key, value in changed.items() if key in CURVE_KEYS or key.startswith("model.")}
@@ -78,8 +95,32 @@ def check_run(run_dir: Path, config: Config) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "training.log").open("a").close()
+        _take(run_dir)
     except OSError as error:
         raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
+    return changed
+
+
+def _take(run_dir: Path) -> None:
+    """Holds RUN/lock until this process ends, however it ends.
+
+    A record lock: the loader's workers do not inherit it, and no kill leaves a stale one.
+    """
+    if fcntl is None:
+        return
+    lock = (run_dir / "lock").open("a+")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise ValueError(
+            f"run.dir={run_dir}: {lock.read().strip() or 'another process'} is training there; stop it, or choose "
+            "another run.dir"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+    lock.flush()
+    HELD.append(lock)
 
 
 def keep_config(run_dir: Path, config: Config) -> None:
