@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.dataset import ShardedDataset
+from data.prepare import count, seed
 from data.schema import Sample
 from data.shards import escape_key
 from training.config import Config
@@ -96,29 +97,17 @@ def write_sheet(pairs: Pairs, out: Path, rows: int) -> None:
     print(f"{out}: {pairs.num} images and sheet.png")
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 on")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 on")
-    return int(text)
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that training made")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sampler.num_steps=64")
     result.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
-    result.add_argument("--num", type=positive, default=64, help="the first so many pairs [64]")
+    result.add_argument("--num", type=count, default=64, help="the first so many pairs [64]")
     result.add_argument("--unpaired", action="store_true", help="give every person the garment of the next pair")
     result.add_argument("--out", type=Path, help="[RUN_DIR/samples or RUN_DIR/samples_unpaired]")
-    result.add_argument("--batch", type=positive, default=16, help="pairs in one forward pass [16]")
-    result.add_argument("--rows", type=positive, default=8, help="pairs on the contact sheet [8]")
-    result.add_argument("--seed", type=whole, default=0, help="another seed draws other noise [0]")
+    result.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")
+    result.add_argument("--rows", type=count, default=8, help="pairs on the contact sheet [8]")
+    result.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
     result.add_argument("--weights", choices=("ema", "model"), default="ema", help="[ema]")
     return result
 
