@@ -108,12 +108,15 @@ def _script(script: str, arguments: list[str], env: dict[str, str], out: str) ->
     runpy.run_path(str(HOME / script), run_name="__main__")
 
 
-def ranks(folder: Path, num: int, arguments: list[str] | list[list[str]], script: str = "train_ddp.py") -> list[Script]:
+def ranks(
+    folder: Path, num: int, arguments: list[str] | list[list[str]], script: str = "train_ddp.py",
+    env: dict[str, str] | None = None,
+) -> list[Script]:  # fmt: skip
     """The processes that torchrun would start, without torchrun: each has to end by itself."""
     port = free_port()
     each = arguments if arguments and isinstance(arguments[0], list) else [arguments] * num
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
-    env["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    env = (env or {}) | meeting | {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
     return [
         Script(folder / f"rank_{i}", script, each[i], env | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(num)
     ]

@@ -90,7 +90,7 @@ def test_a_signal_saves_and_the_same_command_continues(shards, tmp_path, number)
     run.kill(number)
     assert run.wait(20) == 0 and "Traceback" not in run.text, run.text
     step = checkpoint.read_state(newest(tmp_path / "run")).step
-    assert 3 <= step < 60 and f"stopped at step {step} with a checkpoint" in run.text
+    assert 3 <= step < 60 and f"stopped at step {step} by a signal, with a checkpoint" in run.text
     assert f"continuing at step {step} " in train(tmp_path, arguments)
     if number == signal.SIGTERM:
         train(tmp_path, [config, *words(shards, tmp_path / "whole", **settings)])

@@ -118,7 +118,7 @@ def read_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 def validate(values: Any, origin: str) -> Config:
     """Plain values -> Config, in strict JSON types: a number is no string, true is no number, infinity none either."""
-    for key, value in _flat(values):
+    for key, value in flat(values):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{origin}: {key}={json.dumps(value)}: input should be a finite number")
     try:
@@ -146,14 +146,15 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[st
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configurations differ, with both values."""
-    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
+    before, after = (dict(flat(config.model_dump(mode="json"))) for config in (old, new))
     return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
 
 
-def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested mappings."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -3,19 +3,24 @@
 Every function works without a process group too, as one rank of one.
 """
 
+import ctypes
 import datetime
 import gc
+import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -23,7 +28,21 @@ T = TypeVar("T")
 
 class DistributedConfig(BaseModel, extra="forbid", frozen=True):
     backend: Literal["auto", "nccl", "gloo"] = Field("auto", description="auto: nccl on GPUs, gloo on CPUs")
-    timeout_s: int = Field(600, ge=10, description="seconds until a rank that waits for another gives up")
+    timeout_s: int = Field(1800, ge=10, description="seconds until a rank that waits for another gives up")
+    hang_s: int = Field(
+        300,
+        ge=0,
+        description="seconds without progress until the rank that stopped is named and the run ends; 0: off",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "DistributedConfig":
+        if self.hang_s >= self.timeout_s:
+            raise ValueError(
+                f"distributed.hang_s={self.hang_s} must be less than distributed.timeout_s={self.timeout_s}: who waits "
+                "would give up before it is known for whom"
+            )
+        return self
 
 
 def get_rank() -> int:
@@ -64,6 +83,8 @@ def process_group(config: DistributedConfig, device: str = "auto") -> Iterator[N
         )
     if gpus:
         torch.cuda.set_device(local_rank())
+    _end_with_parent()
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that NCCL's flight recorder remembers
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout_s))
     yield
     # A worker that still holds a DDP reducer can abort in its destructors after the group is gone, and torchrun would
@@ -73,6 +94,43 @@ def process_group(config: DistributedConfig, device: str = "auto") -> Iterator[N
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+@contextmanager
+def fake_process_group(rank: int, num_ranks: int) -> Iterator[None]:
+    """One rank of a group whose others do not exist: collectives return at once and move nothing.
+
+    For rehearsing a layout on a machine that has not got it.
+    """
+    dist.init_process_group("fake", rank=rank, world_size=num_ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """SIGTERM when torchrun's agent is killed: its ranks would train on as orphans.  It stops the run as any signal
+    does, with a checkpoint.  (Linux alone can.)"""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def flight_record() -> str | None:
+    """The last collectives of this rank as NCCL's flight recorder knows them, as JSON; None where there are none."""
+    for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
+        dump = getattr(torch._C._distributed_c10d, name, None)
+        told = json.loads(dump()) if dump else {}
+        if told.get("entries"):
+            return json.dumps(told, indent=1)
+    return None
+
+
+def record_error(error: BaseException) -> None:
+    """Tells torchrun's agent why this rank fails, so that its summary names the first cause."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        get_error_handler().record_exception(error)
 
 
 def under_torchrun() -> bool:
@@ -93,6 +151,11 @@ def say(message: str) -> None:
     """One line on the console, from one rank."""
     if get_rank() == 0:
         print(message, file=sys.stderr)
+
+
+def main_stream(stream: TextIO) -> TextIO:
+    """The stream on rank 0, and one that nobody reads elsewhere."""
+    return stream if get_rank() == 0 else Path(os.devnull).open("w")
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -122,9 +185,11 @@ def agreed() -> Iterator[None]:
         yield
     except ValueError as error:
         message = str(error)
-    messages = [m for m in dict.fromkeys(all_gather(message)) if m]
-    if messages:
-        raise Agreed("\n".join(messages))
+    messages = all_gather(None if message is None else (message, where()))
+    told = dict(reversed([m for m in messages if m]))  # each message, and the first rank that says so
+    if told:
+        everywhere = len(told) == 1 and all(messages)
+        raise Agreed("\n".join(m if everywhere else f"[{place}] {m}" for m, place in reversed(told.items())))
 
 
 class Agreed(ValueError):

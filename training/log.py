@@ -68,10 +68,10 @@ class RunLog:
             self.logger.info(message)
             tqdm.write(message, file=sys.stderr)
 
-    def advance(self, loss: float) -> None:
-        """The progress bar, with samples/s and ETA."""
+    def advance(self, loss: float, left: str) -> None:
+        """The progress bar, with samples/s and the time left."""
         if self.main:
-            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {left} left", refresh=False)
             self.bar.update(self.global_batch)
             if not self.live and time.monotonic() - self.told > QUIET_S:
                 self.told = time.monotonic()

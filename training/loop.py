@@ -1,114 +1,133 @@
 """The training loop.  There is one."""
 
 import math
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import torch
-from torch import Tensor
 
 from data.dataset import ShardedDataset
 from data.loader import Batch, Layout, Stream, batches, rank_positions
 from data.order import FixedOrder, ShuffledOrder
 from model.diffusion import diffusion_loss, to_unit_range
+from training import timeline
 from training.batch import clean_conditions, to_device
 from training.checkpoint import TrainState
 from training.config import Config
-from training.distributed import Agreed, agreed, all_reduce_sum, on_main
+from training.console import keep_apart
+from training.distributed import Agreed, agreed, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
-from training.engine import SingleDevice
+from training.engine import SingleDevice, pick_device
+from training.heartbeat import Pulse
 from training.held_out import preview, validation_loss
+from training.hosts import check_data, check_hosts, check_shared
 from training.log import RunLog
 from training.optim import lr_at
+from training.replicas import CHECKED_STEPS, check_replicas
+from training.report import Meter, Report, add_to_window, share, statistics_line
 from training.resume import resume, save
 from training.sheet import contact_sheet
-from training.start import check, check_run, keep_config
-from training.stop import stop_on_signal
-
-T_BINS = 10
-
-
-class Report(NamedTuple):
-    """What all ranks know of a step after its one all-reduce."""
-
-    loss: float
-    stop: bool
-    bins: list[float]  # loss sums of T_BINS equal intervals of t, then their counts
+from training.start import check, check_run, keep
+from training.stop import leave_marker, listening
+from training.timeline import mark
 
 
 def train(config: Config, engine_class: type[SingleDevice]) -> None:
-    """Trains, or continues, the run in config.run.dir until its last step.
+    """Trains, or continues, the run in config.run.dir until its last step or until somebody wishes it to stop.
 
     Raises ValueError on every rank, before the first step, for whatever the user got wrong.
     """
+    mark("process group")
     run_dir = Path(config.run.dir)
     with agreed():
-        config, dataset, held_out = check(config, engine_class)
-    changed = on_main(lambda: check_run(run_dir, config))
-    engine = engine_class(config.model, config.engine, config.optim, config.seed)
-    ema = EMA(engine.model, config.ema.decay)
+        device = pick_device(config.engine.device, config.engine.precision)
+    devices = check_hosts(config, device)
     with agreed():
-        state, rejected = resume(run_dir, config, dataset, engine, ema)
-    on_main(lambda: keep_config(run_dir, config))
-    draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
-    layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
-    log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
-    for message in rejected:
-        log.info(f"warning: {message}; falling back to an older checkpoint")
-    for key, (old, new) in changed.items():
-        log.info(f"changed since this run was last started: {key} from {old} to {new}")
-    log.info(_greeting(config, dataset, engine, state))
-    clock = Clock()
-    stream = _micro_batches(config, dataset, draws, layout, state, engine.device)
-    with stop_on_signal() as flag:
-        while state.step < config.train.num_steps:
+        config, dataset, held_out = check(config, engine_class)
+    check_data(config, dataset)
+    changed, start = on_main(lambda: check_run(run_dir, config))
+    with agreed():
+        check_shared(run_dir, start)
+        keep_apart(run_dir)
+    mark("checks")
+    with Pulse(run_dir, start, config.distributed, device) as pulse, listening(run_dir) as wish:
+        engine = engine_class(config.model, config.engine, config.optim, config.seed)
+        ema = EMA(engine.model, config.ema.decay)
+        mark("model")
+        with agreed():
+            state, rejected = resume(run_dir, config, dataset, engine, ema)
+        mark("checkpoint")
+        on_main(lambda: keep(run_dir, config, devices))
+        draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
+        layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
+        log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
+        for message in rejected:
+            log.info(f"warning: {message}; falling back to an older checkpoint")
+        for key, (old, new) in changed.items():
+            log.info(f"changed since this run was last started: {key} from {old} to {new}")
+        log.info(_greeting(config, dataset, engine, state))
+        meter = Meter(pulse, devices, wish.deadline)
+        stream = _micro_batches(config, dataset, draws, layout, state, engine.device)
+        stop = None
+        while state.step < config.train.num_steps and stop is None:
             losses, times = [], []
             for micro in range(layout.num_micro_batches):
-                with clock.waiting():
+                last = micro == layout.num_micro_batches - 1
+                with pulse("data"):
                     batch = next(stream)
-                batch = to_device(batch, engine.device)
-                x0 = to_unit_range(batch.person)
-                cond = clean_conditions(batch, x0, config.model.lowres)
-                with engine.microbatch(last=micro == layout.num_micro_batches - 1):
-                    loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion)
-                    engine.backward(loss.mean() / layout.num_micro_batches)
+                mark("first batch")
+                with engine.microbatch(last):
+                    with pulse("forward"):
+                        batch = to_device(batch, engine.device)
+                        x0 = to_unit_range(batch.person)
+                        cond = clean_conditions(batch, x0, config.model.lowres)
+                        loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion)
+                    with pulse("all-reduce" if last else "backward"):
+                        engine.backward(loss.mean() / layout.num_micro_batches)
                 losses.append(loss.detach())
                 times.append(batch.draws.t)
-            lr = lr_at(state.step, config.optim)
-            grad_norm = engine.step(lr)
-            _count_nonfinite(state, grad_norm, config)
-            if state.nonfinite_in_row == 0:
-                ema.update()
-            report = share(torch.cat(losses), torch.cat(times), flag.wished)
+            with pulse("all-reduce"):
+                lr = lr_at(state.step, config.optim)
+                grad_norm = engine.step(lr)
+                _count_nonfinite(state, grad_norm, config)
+                if state.nonfinite_in_row == 0:
+                    ema.update()
+                report = share(torch.cat(losses), torch.cat(times), wish.flags(), pulse)
             state.step += 1
             state.samples += config.train.global_batch
-            clock.step(config.train.global_batch)
-            log.advance(report.loss)
-            _log_stats(log, state, report, clock, lr, grad_norm, config, engine)
-            last = state.step == config.train.num_steps
-            if held_out and (state.step % config.log.validate_every == 0 or last):
-                with ema.applied(), clock.paused():
+            pulse.end_step(state.step)
+            meter.step(config.train.global_batch)
+            stop, finished = report.stop, state.step == config.train.num_steps
+            _log_step(log, state, report, meter, lr, grad_norm, config, engine)
+            saves = state.step % config.checkpoint.every == 0 or finished or stop is not None
+            if saves or pulse.steps_done in CHECKED_STEPS:
+                with pulse("all-reduce"):
+                    check_replicas(engine.model, state.step)
+            if held_out and not report.hurry and (state.step % config.log.validate_every == 0 or finished):
+                with ema.applied(), meter.paused("validation"):
                     value = validation_loss(
                         engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device
                     )
                 log.scalars(state.step, {"validation/loss": value})
                 log.info(f"step {state.step}: validation loss {value:.4f}")
-            if state.step % config.log.preview_every == 0:
-                with ema.applied(), clock.paused():
+            if state.step % config.log.preview_every == 0 and not report.hurry:
+                with ema.applied(), meter.paused("preview"):
                     _log_preview(log, state, held_out or dataset, config, engine)
-            if state.step % config.checkpoint.every == 0 or last or report.stop:
-                with clock.paused():
+            if saves:
+                with meter.paused("checkpoint"):
                     save(run_dir, state, engine, ema, config.checkpoint.keep)
-            if report.stop and not last:
-                log.info(f"stopped at step {state.step} with a checkpoint; the same command continues")
-                break
+        _leave(log, run_dir, state, config, stop)
+
+
+def _leave(log: RunLog, run_dir: Path, state: TrainState, config: Config, stop: str | None) -> None:
+    """Leaves DONE or REQUEUE behind for whoever started the run."""
     if state.step >= config.train.num_steps:
+        on_main(lambda: leave_marker(run_dir, "DONE", state.step, "the last step is done"))
         log.info(f"finished: {state.step} steps, {state.samples} samples, in {run_dir}")
+    else:
+        on_main(lambda: leave_marker(run_dir, "REQUEUE", state.step, f"stopped by {stop}"))
+        log.info(f"stopped at step {state.step} by {stop}, with a checkpoint; the same command continues")
     log.close()
 
 
@@ -130,17 +149,6 @@ def _micro_batches(
     )
 
 
-def share(loss: Tensor, t: Tensor, stop: bool) -> Report:
-    """The step's one all-reduce: the loss of all samples, by bins of t, and whether any rank wishes to stop."""
-    dtype = torch.float32 if loss.device.type == "mps" else torch.float64
-    bins = ((t * T_BINS).long().clamp(max=T_BINS - 1)[:, None] == torch.arange(T_BINS, device=t.device)).to(dtype)
-    values = torch.cat(
-        [bins.T @ loss.to(dtype), bins.sum(0), torch.tensor([float(stop)], dtype=dtype, device=t.device)]
-    )
-    *sums, stops = all_reduce_sum(values).tolist()
-    return Report(sum(sums[:T_BINS]) / sum(sums[T_BINS:]), stops > 0, sums)
-
-
 def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> None:
     """One policy for a gradient that is not finite: all ranks skip the step; too many in a row end the run."""
     state.nonfinite_in_row = 0 if math.isfinite(grad_norm) else state.nonfinite_in_row + 1
@@ -153,31 +161,18 @@ def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> Non
         )
 
 
-def _log_stats(
-    log: RunLog, state: TrainState, report: Report, clock: "Clock", lr: float, grad_norm: float, config: Config,
+def _log_step(
+    log: RunLog, state: TrainState, report: Report, meter: Meter, lr: float, grad_norm: float, config: Config,
     engine: SingleDevice,
 ) -> None:  # fmt: skip
-    window = state.window or [0.0] * (2 * T_BINS)
-    state.window = [a + b for a, b in zip(window, report.bins, strict=True)]
-    if state.step % config.log.every and state.step != config.train.num_steps:
-        return
-    sums, counts = state.window[:T_BINS], state.window[T_BINS:]
-    state.window = []
-    by_t = {f"loss_by_t/{i / T_BINS:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n}
-    samples_per_s, wait_share = clock.rates()
-    log.stats_line(
-        state.step,
-        {
-            "samples": state.samples,
-            "loss": sum(sums) / sum(counts),
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "samples_per_s": samples_per_s,
-            "data_wait_share": wait_share,
-            "memory_gib": _memory_gib(engine.device),
-            **by_t,
-        },
-    )
+    add_to_window(state, report)
+    log.advance(report.loss, meter.left(config.train.num_steps - state.step))
+    if meter.started():
+        log.info(timeline.told())
+    if state.step % config.log.every == 0 or state.step == config.train.num_steps:
+        if slow := meter.straggler(report):
+            log.info(slow)
+        log.stats_line(state.step, statistics_line(state, lr, grad_norm) | meter.values(report, engine.device))
 
 
 def _log_preview(log: RunLog, state: TrainState, dataset: ShardedDataset, config: Config, engine: SingleDevice) -> None:
@@ -189,12 +184,6 @@ def _log_preview(log: RunLog, state: TrainState, dataset: ShardedDataset, config
     log.image(state.step, "preview", contact_sheet(samples, results))
 
 
-def _memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
-
-
 def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, state: TrainState) -> str:
     size = sum(p.numel() for p in engine.parameters) / 1e6
     start = f"continuing at step {state.step}" if state.step else "a new run"
@@ -203,36 +192,3 @@ def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, sta
         f"{len(dataset)} samples, global batch {config.train.global_batch} on {engine.num_ranks} x "
         f"{engine.device.type}, {config.engine.precision}"
     )
-
-
-class Clock:
-    """Samples a second and the share of time spent waiting for data, since they were last asked for."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begun
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time that is no training: validation, previews, checkpoints."""
-        begun = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - begun
-
-    def step(self, samples: int) -> None:
-        self.samples += samples
-
-    def rates(self) -> tuple[float, float]:
-        """(samples a second, share of the time spent waiting); starts anew."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        rates = self.samples / elapsed, self.waited / elapsed
-        self.reset()
-        return rates

@@ -3,13 +3,16 @@
 import math
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from data.dataset import ShardedDataset
-from training.config import Config, differences, read_config, save_config, validate
+from training.config import Config, TrainConfig, differences, read_config, save_config, validate
 from training.distributed import is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
+from training.snapshot import keep_code, keep_environment
+from training.stop import clear_markers
 
 try:
     import fcntl
@@ -29,17 +32,34 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Sha
     if is_stray_rank():
         raise ValueError("torchrun started several processes of a script that is one process; use train_ddp.py")
     pick_device(config.engine.device, config.engine.precision)
-    train, devices = config.train, engine_class.num_devices()
+    train = cut_batch(config.train, engine_class.num_devices(), num_ranks())
+    return open_data(config.model_copy(update={"train": train}))
+
+
+def cut_batch(train: TrainConfig, num_devices: int, num_ranks: int) -> TrainConfig:
+    """With the global batch that follows from micro_batch and the devices, if micro_batch is given.
+
+    Raises ValueError when ranks and accumulation do not divide the global batch.
+    """
     if train.micro_batch is not None:
-        train = train.model_copy(update={"global_batch": train.micro_batch * devices * train.accumulation})
-    share = num_ranks() * train.accumulation
+        train = train.model_copy(update={"global_batch": train.micro_batch * num_devices * train.accumulation})
+    share = num_ranks * train.accumulation
     if train.global_batch % share:
         fits = [str(n) for n in range(1, 1025) if train.global_batch % (n * train.accumulation) == 0]
         raise ValueError(
-            f"train.global_batch={train.global_batch} does not divide by {num_ranks()} ranks x "
+            f"train.global_batch={train.global_batch} does not divide by {num_ranks} ranks x "
             f"train.accumulation={train.accumulation}; use train.global_batch="
             f"{math.ceil(train.global_batch / share) * share}" + (f" or {', '.join(fits[:8])} ranks" if fits else "")
         )
+    return train
+
+
+def open_data(config: Config) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
+    """The config with what follows from the data filled in, the training samples and the held-out ones.
+
+    Raises ValueError when they are not there, do not fit the config or are too few.
+    """
+    train = config.train
     if config.model.image_size is None:
         config = _with_size_of(ShardedDataset(config.data.shards), config)
     dataset = _open_data("data.shards", config.data.shards, config)
@@ -80,8 +100,9 @@ def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
     return dataset
 
 
-def check_run(run_dir: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Makes the run folder and takes it; returns the keys, with both values, that changed since it was last used.
+def check_run(run_dir: Path, config: Config) -> tuple[dict[str, tuple[Any, Any]], str]:
+    """Makes the run folder and takes it.  -> (keys, with both values, that changed since it was last used; a word that
+    tells this start from earlier ones, also in RUN/start)
 
     Raises ValueError when it belongs to another run, is in use, or cannot be written.
     """
@@ -92,13 +113,15 @@ def check_run(run_dir: Path, config: Config) -> dict[str, tuple[Any, Any]]:
         if foreign:
             told = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in foreign.items())
             raise ValueError(f"{run_dir}: holds a run of another kind ({told}); choose another run.dir (--logdir)")
+    start = f"{socket.gethostname()} {os.getpid()} {time.time()}"
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs" / socket.gethostname()).mkdir(parents=True, exist_ok=True)
         (run_dir / "training.log").open("a").close()
         _take(run_dir)
+        (run_dir / "start").write_text(start, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error
-    return changed
+    return changed, start
 
 
 def _take(run_dir: Path) -> None:
@@ -123,9 +146,13 @@ def _take(run_dir: Path) -> None:
     HELD.append(lock)
 
 
-def keep_config(run_dir: Path, config: Config) -> None:
-    """Writes config.yaml once nothing speaks against the run: a refused command leaves the old one as it was."""
+def keep(run_dir: Path, config: Config, devices: list[str]) -> None:
+    """Writes config.yaml, code and environment once nothing speaks against the run: a refused command leaves the old
+    ones as they were."""
     try:
+        clear_markers(run_dir)
         save_config(config, run_dir / "config.yaml")
+        keep_code(run_dir)
+        keep_environment(run_dir, devices)
     except OSError as error:
-        raise ValueError(f"{run_dir / 'config.yaml'}: cannot be written ({error}); choose another run.dir") from error
+        raise ValueError(f"run.dir={run_dir}: cannot be written ({error}); choose another run.dir") from error

@@ -1,30 +1,87 @@
-"""A wish to stop, heard at the next step boundary."""
+"""When a run ends before its last step, and the files in its folder that say how it stands.
 
+    RUN/STOP      anybody's wish: training saves at the next step and leaves.  It removes the file when it obeys
+    RUN/REQUEUE   stopped with a checkpoint; the same command continues
+    RUN/DONE      the last step is done
+    RUN/FAILED    a batch script gave up (slurm/prologue.sh); training never writes it
+
+Each is JSON with the reason, but for STOP, of which only the existence counts.
+"""
+
+import json
+import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from training import timeline
+
+REASONS = ("a signal", "the file STOP", "the end of the job's time")
+ECHO_S = 1.0  # torchrun passes on a signal that its ranks heard already: within this time it is the same one
+LOOK_S = 0.5  # between looks at the file system
 
 
-class StopFlag:
-    def __init__(self) -> None:
-        self.wished = False
+class StopWish:
+    """Whether this process wishes to stop.  All ranks agree on it in the step's all-reduce, save and leave together."""
+
+    def __init__(self, run_dir: Path):
+        self.file = run_dir / "STOP"
+        self.deadline = float(os.environ.get("TRYON_DEADLINE", "inf"))  # Unix time, from the batch script
+        self.signalled: float | None = None  # when the first signal came
+        self.hurry = False  # a second signal: no validation and no pictures before the checkpoint
+        self._looked, self._filed = 0.0, False
+
+    def flags(self) -> list[float]:
+        """One number for each of REASONS, then one for hurry; for an all-reduce."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self._looked, self._filed = time.monotonic(), self.file.exists()
+        wishes = (self.signalled is not None, self._filed, time.time() > self.deadline, self.hurry)
+        return [float(wish) for wish in wishes]
+
+    def hear(self, number: int, frame: object) -> None:
+        """The signal handler.  It sets a flag and nothing else: no file is ever written in one."""
+        now = time.monotonic()
+        if self.signalled is None:
+            self.signalled = now
+        elif now - self.signalled > ECHO_S:
+            self.hurry = True
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
-    """SIGINT and SIGTERM set the flag and nothing else; a second SIGINT is Ctrl-C as usual.
+def listening(run_dir: Path) -> Iterator[StopWish]:
+    """SIGINT, SIGTERM and SIGUSR2 are wishes to stop.
 
-    All ranks agree on the flag in the step's all-reduce, save, and leave together.
+    A second one skips what is due before the checkpoint; a second Ctrl-C leaves at once, without one.  Neither harms
+    what is written.
     """
-    flag = StopFlag()
-
-    def wish(number: int, frame: object) -> None:
-        flag.wished = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    wish = StopWish(run_dir)
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
+    before = {number: signal.signal(number, wish.hear) for number in numbers}
     try:
-        yield flag
+        yield wish
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def clear_markers(run_dir: Path) -> None:
+    """Removes what an earlier start left; a STOP that is younger than this start is for this one."""
+    for name in ("DONE", "REQUEUE", "FAILED"):
+        (run_dir / name).unlink(missing_ok=True)
+    stop = run_dir / "STOP"
+    if stop.exists() and stop.stat().st_mtime < timeline.began():
+        stop.unlink(missing_ok=True)
+
+
+def leave_marker(run_dir: Path, name: str, step: int, reason: str) -> None:
+    """Writes DONE or REQUEUE, whole or not at all, and removes the STOP that was obeyed."""
+    (run_dir / "STOP").unlink(missing_ok=True)
+    told = {"reason": reason, "step": step, "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    partial = run_dir / f"{name}.partial"
+    partial.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    partial.replace(run_dir / name)

@@ -1,0 +1,94 @@
+"""Hosts for the tests of this folder, and the table of faults that they fill."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import machines
+import pytest
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+HEADER = """\
+# What goes wrong, what you see, and how soon
+
+Written by `tests/cluster`: each line is a fault that the tests caused on two hosts of one machine with a real Slurm,
+a real sshd and real torchrun agents, what it said, and the seconds from the fault to that line (2 CPU cores, gloo).
+
+| fault | what the user sees | seconds |
+|---|---|---|
+"""
+
+
+class Fault(NamedTuple):
+    fault: str
+    seen: str
+    seconds: float
+
+
+FAULTS = pytest.StashKey[list[Fault]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = []
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Writes the table when every fault's test ran and none failed."""
+    faults = session.config.stash[FAULTS]
+    wanted = [item for item in session.items if "faults" in getattr(item, "fixturenames", ())]
+    every = {path.name for path in Path(__file__).parent.glob("test_*.py") if "faults" in path.read_text()}
+    if exitstatus == 0 and every <= {item.path.name for item in wanted} and len(faults) >= len(wanted) > 0:
+        lines = [f"| {line.fault} | {line.seen} | {line.seconds:.0f} |\n" for line in sorted(faults)]
+        TABLE.write_text(HEADER + "".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def faults(request) -> Callable[[str, str, float], None]:
+    """faults(fault, seen, seconds): a line of docs/faults.md."""
+
+    def note(fault: str, seen: str, seconds: float) -> None:
+        text = " ".join(seen.split()).replace("|", "\\|")
+        request.config.stash[FAULTS].append(Fault(fault, f"`{text}`", seconds))
+
+    return note
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[tuple[str, str]]:
+    """The names of two hosts.  Where they cannot be made the test is skipped, but fails in CI."""
+    if why := machines.missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+    machines.hosts_up()
+    yield machines.HOSTS
+    if "KEEP_HOSTS" not in os.environ:
+        machines.down()
+
+
+@pytest.fixture(scope="session")
+def slurm(hosts) -> tuple[str, str]:
+    """The two hosts as Slurm's nodes with 8 GPUs each."""
+    machines.slurm_up()
+    return hosts
+
+
+@pytest.fixture(scope="session")
+def sshd(hosts) -> tuple[str, str]:
+    """The two hosts behind `ssh HOST`."""
+    machines.sshd_up()
+    return hosts
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object], float, Callable[[], str]], float]:
+    """until(condition, seconds, told): seconds until it holds; fails with what `told` returns."""
+
+    def wait(condition: Callable[[], object], seconds: float, told: Callable[[], str] = str) -> float:
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < seconds, f"not within {seconds} s:\n{told()}"
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    return wait

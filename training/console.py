@@ -1,0 +1,80 @@
+"""Where a process's words go: rank 0 speaks on the console, and every rank of many has a file of its own.
+
+RUN/logs/HOST/rank_N.log    all that the rank printed, native libraries and stacks included
+"""
+
+import contextlib
+import faulthandler
+import io
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from training.distributed import get_rank, main_stream, num_ranks
+
+LOGS: list[TextIO] = []  # the file of this process; held open
+
+
+class Tee(io.TextIOBase):
+    """Writes to a file and to a stream.  A progress bar that redraws itself goes to the stream alone."""
+
+    def __init__(self, file: TextIO, stream: TextIO):
+        self.file, self.stream = file, stream
+
+    def write(self, text: str) -> int:
+        if not text.startswith("\r"):
+            self.file.write(text)
+        with contextlib.suppress(OSError):  # a terminal that is gone ends no run
+            self.stream.write(text)
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+
+def keep_apart(run_dir: Path) -> None:
+    """From here on each of several ranks writes to its own file, and rank 0 to the console too.
+
+    Raises ValueError, naming the host, when the file cannot be written.
+    """
+    if num_ranks() == 1:
+        return
+    path = run_dir / "logs" / socket.gethostname() / f"rank_{get_rank()}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", buffering=1, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"host {socket.gethostname()} cannot write {path} ({error}); mount the run folder for writing there, or "
+            "choose another run.dir"
+        ) from error
+    console = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+    for stream in (1, 2):
+        os.dup2(file.fileno(), stream)
+    LOGS[:] = [file, console]
+    sys.stdout = sys.stderr = Tee(file, main_stream(console))
+    faulthandler.enable(file)
+
+
+def error(message: str) -> None:
+    """A line on the console, whatever the rank."""
+    print(message, file=sys.__stderr__, flush=True)
+    if LOGS:
+        with contextlib.suppress(OSError):
+            print(message, file=LOGS[1], flush=True)
+
+
+def log_file() -> str | None:
+    """The file of this rank, if it has one."""
+    return LOGS[0].name if LOGS else None
+
+
+def dump_stacks() -> None:
+    """The stack of every thread, to this rank's file or the console."""
+    faulthandler.dump_traceback(LOGS[0] if LOGS else sys.__stderr__, all_threads=True)
