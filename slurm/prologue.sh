@@ -7,8 +7,9 @@ set -euo pipefail
 # shellcheck source=slurm/site.sh
 source slurm/site.sh
 load_modules
-# shellcheck source=launch/python.sh
-source launch/python.sh
+# shellcheck source=launch/env.sh
+source launch/env.sh -- >/dev/null
+read -ra run_in <<<"${TRYON_RUN_IN:-}"
 
 MAX_ATTEMPTS=3 # runs without a new checkpoint until the job gives up
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # of an array, this task alone
@@ -22,6 +23,10 @@ unix_time() { # of Slurm's local time; nothing when it is unknown
   date -d "$1" +%s 2>/dev/null || true
 }
 
+run_python() { "${run_in[@]}" python3 "$@"; }
+
+config_value() { run_python -m launch.config_value "$@"; } # KEY [CONFIG.yaml] [key=value ...]
+
 say() { echo "[slurm job $job, $(date +%T)] $*"; }
 
 export TRYON_TIMELINE
@@ -31,7 +36,7 @@ on_all_nodes() {
   local options=(--kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
   # srun does not take this over from sbatch since Slurm 22.05.
   [ -n "${SLURM_CPUS_PER_TASK:-}" ] && options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-  srun "${options[@]}" ${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} bash launch/torchrun_node.sh "$@"
+  srun "${options[@]}" "${SRUN_OPTIONS[@]}" bash launch/torchrun_node.sh "$@"
 }
 
 train() {
@@ -43,7 +48,7 @@ train() {
     config=$(basename "$(job_field Command)" .sh).yaml
     words=("${default_config:-configs/$config}" "${words[@]}")
   fi
-  run=$(project_python -m launch.run_dir "${words[@]}") || exit 1 # says what is wrong with the config
+  run=$(config_value run.dir "${words[@]}") || exit 1 # says what is wrong with the config
   mkdir -p "$run/logs"
   rm -f "$run"/{STOP,DONE,REQUEUE,FAILED}
   export TRYON_REFUSED="$run/logs/refused-$SLURM_JOB_ID.txt"
@@ -96,10 +101,10 @@ decide() {
     exit 0
   fi
   if [ -n "${cancelled:-}" ] || [ "$(squeue -h -j "$job" -o %T)" != RUNNING ]; then
-    say "cancelled at step $step; the same command continues"
+    say "ended by Slurm at step $step; the same command continues"
     exit 143
   fi
-  [ ! -s "$TRYON_REFUSED" ] || give_up "$(head -n 1 "$TRYON_REFUSED")"
+  [ ! -s "$TRYON_REFUSED" ] || give_up "$(sed -n "1s/^error: //p" "$TRYON_REFUSED")"
   if [ "$step" = "$step_before" ] && [ "$attempts" -ge "$MAX_ATTEMPTS" ]; then
     give_up "$MAX_ATTEMPTS runs made no progress beyond step $step; the last said: $(last_error)"
   fi
@@ -120,7 +125,7 @@ requeue() { # WHY
 
 give_up() { # WHY
   say "failed: $1"
-  project_python -c 'import json, sys; print(json.dumps({"reason": sys.argv[1], "step": int(sys.argv[2])}))' \
+  run_python -c 'import json, sys; print(json.dumps({"reason": sys.argv[1], "step": int(sys.argv[2])}))' \
     "$1" "$(last_step)" >"$run/FAILED"
   exit 1
 }

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
+import torch._dynamo  # the optimizer and DDP import it when they are made; here its seconds count as imports
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 

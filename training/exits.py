@@ -24,7 +24,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except ValueError as error:
-        record_error(error)
+        record_error(ValueError(str(error)))  # without its traceback
         # Before the ranks have found each other, all of a host fail alike: one of them speaks.
         alone = num_ranks() > 1 and not isinstance(error, Agreed)
         speaks = alone or (get_rank() if isinstance(error, Agreed) else local_rank()) == 0

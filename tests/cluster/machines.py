@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HOSTS = ("nodeA", "nodeB")
@@ -147,6 +149,17 @@ def kill_host(host: str) -> None:
     """The host dies: every process of it at once."""
     for _ in range(2):
         sh("kill", "-9", *map(str, pids(host)), check=False)
+
+
+@contextmanager
+def slow_network(host: str, rate: str) -> Iterator[None]:
+    """What the host sends is limited to this rate, as tc writes it."""
+    shape = ["tc", "-n", host, "qdisc"]
+    sh(*shape, "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms")
+    try:
+        yield
+    finally:
+        sh(*shape, "del", "dev", "eth0", "root")
 
 
 def slurm_up() -> None:
