@@ -6,29 +6,34 @@ from launch.duration import span
 from launch.findings import Finding
 from launch.slurm_script import SlurmScript
 from training.distributed import DistributedConfig
+from training.heartbeat import PATIENCE
 
 
 def check_waits(config: DistributedConfig, step_s: float | None, checkpoint_s: float) -> Iterator[Finding]:
-    """A step and a checkpoint < hang_s < timeout_s, the latter being the config's own rule.  Seconds; step_s None: not
-    known."""
-    longest = (step_s or 0) + checkpoint_s
-    told = f"a checkpoint {span(checkpoint_s)}" if step_s is None else (
-        f"a step {span(step_s)}, a checkpoint {span(checkpoint_s)}"
-    )  # fmt: skip
-    if config.timeout_s <= longest:
+    """A step < hang_s, and a checkpoint < what the watchdog grants it.  Seconds; step_s None: not known.
+
+    hang_s < timeout_s is the config's own rule.
+    """
+    step = "" if step_s is None else f"a step {span(step_s)} < "
+    longest = max(step_s or 0, checkpoint_s)
+    if longest >= PATIENCE * config.timeout_s:
+        what = "a checkpoint" if longest == checkpoint_s else "a step"
         yield Finding(
-            "waiting", f"{told}, but ranks give up after distributed.timeout_s={config.timeout_s}", "error",
+            "waiting", f"{what} {span(longest)}, but the run ends after {PATIENCE} x distributed.timeout_s="
+            f"{config.timeout_s} of waiting", "error",
             f"distributed.timeout_s={_above(longest, 4)}, or a faster disk for run.dir (--disk-mb-per-s)",
         )  # fmt: skip
-    elif 0 < config.hang_s <= longest:
+    elif step_s is not None and 0 < config.hang_s <= step_s:
         yield Finding(
-            "waiting", f"{told}, but the run ends after distributed.hang_s={config.hang_s} without progress", "error",
-            f"distributed.hang_s={_above(longest, 2)} distributed.timeout_s="
-            f"{max(config.timeout_s, _above(longest, 4))}, or a faster disk for run.dir (--disk-mb-per-s)",
+            "waiting", f"a step {span(step_s)}, but the run ends after distributed.hang_s={config.hang_s} without one",
+            "error",
+            f"distributed.hang_s={_above(step_s, 4)} distributed.timeout_s="
+            f"{max(config.timeout_s, _above(step_s, 8))}",
         )  # fmt: skip
     else:
         watchdog = f"hang_s {config.hang_s} s" if config.hang_s else "hang_s 0 (no watchdog)"
-        yield Finding("waiting", f"{told} < {watchdog} < timeout_s {config.timeout_s} s")
+        told = f"{step}{watchdog}; a checkpoint {span(checkpoint_s)} < {PATIENCE} x timeout_s {config.timeout_s} s"
+        yield Finding("waiting", told)
 
 
 def check_signal(script: SlurmScript, step_s: float | None, checkpoint_s: float, restart_s: float) -> Iterator[Finding]:

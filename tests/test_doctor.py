@@ -73,7 +73,7 @@ def test_a_good_run_passes_every_check(run, script):
         "speed": "estimated, not measured",
         "time": "GPU-hours, 0 at 2 an hour",
         "jobs": "1 of 24.0 h each, 0 of them requeued",
-        "waiting": "hang_s 300 s < timeout_s 1800 s",
+        "waiting": "< hang_s 300 s; a checkpoint",
         "last checkpoint": "< 300 s of --signal < --time 24.0 h",
         "dry run": "the first and the last of 4 ranks",
         "one real step": "your shards",

@@ -27,6 +27,7 @@ from training.exits import leave
 # Phases in which a rank works for itself or waits for others a step long; the rest may take as long as a collective.
 STEP_PHASES = ("data", "forward", "backward", "all-reduce")
 WAITING = "all-reduce"
+PATIENCE = 0.8  # of timeout_s: what any other phase may take, so that the watch speaks first
 HUNG = 3  # exit status of a run that the watch ended
 
 
@@ -54,7 +55,7 @@ class Pulse:
 
     def __init__(self, run_dir: Path, start: str, config: DistributedConfig, device: torch.device):
         self.folder, self.start = run_dir / "logs", start
-        self.hang_s, self.patience_s = config.hang_s, 0.8 * config.timeout_s
+        self.hang_s, self.patience_s = config.hang_s, PATIENCE * config.timeout_s
         self.cuda = device.type == "cuda"
         self.phase, self.step, self.beats, self.steps_done = "start", 0, 0, 0
         self.progressed = time.monotonic()

@@ -18,6 +18,7 @@ from training.timeline import Forecast, duration, mark
 
 T_BINS = 10
 STRAGGLES = 1.5  # times the median step: a rank that holds up the others
+QUIET_S = 60  # between lines that say so
 
 
 class Report(NamedTuple):
@@ -54,6 +55,7 @@ class Meter:
     def __init__(self, pulse: Pulse, hosts: list[str], deadline: float):
         self.pulse, self.hosts, self.deadline = pulse, hosts, deadline
         self.forecast: Forecast | None = None
+        self.next_straggler = 0.0
         self.first, self.steps = time.monotonic(), 0  # of this start, when its first step was done
         self._start_window()
 
@@ -114,8 +116,9 @@ class Meter:
             return None
         slowest, seconds = _slowest(report)
         median = statistics.median(seconds)
-        if seconds[slowest] < STRAGGLES * median:
+        if seconds[slowest] < STRAGGLES * median or time.monotonic() < self.next_straggler:
             return None
+        self.next_straggler = time.monotonic() + QUIET_S
         n, waits = self.window_steps, report.waits
         return (
             f"straggler: rank {slowest} ({self.hosts[slowest]}) needs {seconds[slowest] / n:.2f} s for data and "
