@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced with the project's folder as the working directory.
 #   make_venv REQUIREMENTS   .venv with these packages; at once when it has them already
 

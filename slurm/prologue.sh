@@ -58,9 +58,20 @@ train() {
   say "attempt $attempts from step $step_before: train_ddp.py ${words[*]} on $SLURM_JOB_NODELIST"
   trap 'say "stop asked for: training saves at the next step"; touch "$run/STOP"' USR2
   trap 'cancelled=yes' TERM
+  test_hosts "${words[@]}"
   on_all_nodes train_ddp.py "${words[@]}" &
-  wait_for $!
+  wait_for $! || true
   decide
+}
+
+test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out of the job's next start
+  [ "$TRYON_PREFLIGHT" = yes ] || return 0
+  local broken="$run/broken_hosts-$SLURM_JOB_ID.txt"
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="${SLURM_GPUS_ON_NODE:-1}" --cpus-per-task=1 --overcommit \
+    "${SRUN_OPTIONS[@]}" "${run_in[@]}" python3 -m launch.preflight "$@" --exclude-file "$broken" &
+  wait_for $! && [ ! -s "$broken" ] && return 0
+  [ -s "$broken" ] || give_up "a host is broken; see the table above"
+  requeue "without $(paste -sd, "$broken"), which preflight found broken" "ExcNodeList=$(paste -sd, "$broken")"
 }
 
 set_deadline() { # training leaves by itself this long before the end, should the signal not reach anybody
@@ -89,8 +100,10 @@ count_attempt() { # counted at the start, so that no kind of death goes uncounte
   [ "$attempts" -le "$MAX_ATTEMPTS" ] || give_up "$MAX_ATTEMPTS runs made no progress beyond step $step_before"
 }
 
-wait_for() { # PID; signals interrupt bash's wait, not this one
-  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+wait_for() { # PID -> its status; signals interrupt bash's wait, not this one
+  local status=0
+  while kill -0 "$1" 2>/dev/null; do wait "$1" && status=0 || status=$?; done
+  return "$status"
 }
 
 decide() {
@@ -115,11 +128,11 @@ last_error() {
   grep -ha '^\(\[.*\] \)\?error: ' "$(job_field StdOut)" | tail -n 1 || true
 }
 
-requeue() { # WHY
+requeue() { # WHY [CHANGE of the job]
   say "requeued: $1"
   scontrol requeue "$job" || give_up "Slurm does not requeue this job; submit it again: the same command continues"
   # Slurm lets a requeued job wait for two minutes more.
-  scontrol update "JobId=$job" StartTime=now || true
+  scontrol update "JobId=$job" StartTime=now ${2:+"$2"} || true
   exit 0
 }
 

@@ -10,7 +10,8 @@
 # Words in front of every Python command on the nodes: a container, for instance.
 #export TRYON_RUN_IN="apptainer exec --nv --bind /scratch tryon.sif"
 
-# Options of srun for the training step.
+# Options of srun for every step.
+# shellcheck disable=SC2034 # slurm/prologue.sh reads it
 SRUN_OPTIONS=()
 
 # yes: test the hosts before each job trains (a minute); a broken one is left out when the job is requeued.

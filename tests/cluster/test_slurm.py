@@ -1,5 +1,6 @@
 """Jobs of a real Slurm on two hosts: limits, deaths and cancellations, and runs that go on by themselves."""
 
+import contextlib
 import json
 import re
 import signal
@@ -261,6 +262,31 @@ def test_three_runs_without_progress_end_in_FAILED(submit, faults):
     assert reason.startswith("3 runs made no progress beyond step 0") and "lost contact" in reason
     assert job.restarts() == 2
     faults("three runs without progress", job.line("failed: "), time.monotonic() - began)
+
+
+def test_hosts_are_tested_before_training_and_a_broken_one_is_left_out(submit, monkeypatch, faults):
+    monkeypatch.setenv("TRYON_PREFLIGHT", "yes")
+    job = submit("base_unet.sh", *TWO_RANKS)
+    testing = wait_for_process("nodeB", "launch.preflight")
+    testing.suspend()
+    job.wait_for_text("requeued: without nodeB", 120)
+    faults("a host that does not answer preflight", job.line("error: host nodeB"), time.time() - testing.create_time())
+    assert "ExcNodeList=nodeB" in machines.sh("scontrol", "show", "job", job.id)
+    machines.sh("scontrol", "update", f"JobId={job.id}", "ExcNodeList=")
+    job.wait("COMPLETED")
+    assert "nothing speaks against these hosts" in job.text
+
+
+def wait_for_process(host: str, word: str) -> psutil.Process:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for pid in machines.pids(host):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if word in process.cmdline():
+                    return process
+        time.sleep(0.02)
+    raise AssertionError(f"no {word} on {host}")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
