@@ -2,7 +2,8 @@
 
 A rank that fails has said why, on the console and in RUN/logs/HOST/rank_N.log; torchrun then adds its own traceback and
 the rank's once more, on every node.  This says instead which rank failed first here, and what to look at when the nodes
-do not find each other.
+do not find each other.  And it ends: an agent that is cut off from the rendezvous waits for it for minutes after its
+ranks are gone, deaf to SIGTERM.
 """
 
 import inspect
@@ -10,15 +11,22 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 
+import psutil
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.run import main
 
+LINGER_S = 20  # seconds that torchrun may take to say goodbye to the other nodes
+
 
 def run() -> int:
     """Exit status: 0, 1 after a failure, 128 + the number of the signal that ended it."""
+    if os.environ.get("PET_MAX_RESTARTS", "0") == "0":  # else it waits for the others to start again with them
+        threading.Thread(target=outlive_ranks, daemon=True).start()
     try:
         inspect.unwrap(main)()  # without torchrun's own wrapper, which logs a traceback
     except ChildFailedError as error:
@@ -36,6 +44,26 @@ def run() -> int:
     else:
         return 0
     return 1
+
+
+def outlive_ranks() -> None:
+    """Ends this process LINGER_S after the last of its ranks."""
+    process, had_ranks, alone_since = psutil.Process(), False, None
+    while True:
+        time.sleep(0.5)
+        ranks = [child for child in process.children() if alive(child)]
+        had_ranks = had_ranks or bool(ranks)
+        alone_since = (alone_since or time.monotonic()) if had_ranks and not ranks else None
+        if alone_since and time.monotonic() - alone_since > LINGER_S:
+            told("its ranks have ended, and the rendezvous does not answer; its host may be gone or cut off")
+            os._exit(1)
+
+
+def alive(child: psutil.Process) -> bool:
+    try:
+        return child.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def told(message: str) -> None:

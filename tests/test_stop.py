@@ -138,3 +138,15 @@ def test_a_refusal_is_told_to_the_batch_script(shards, tmp_path):
     run = start(shards, tmp_path, {"TRYON_REFUSED": str(refused)}, train__global_batch=100)
     assert run.wait() == 1
     assert refused.read_text().startswith("error: data.shards=") and refused.read_text().count("\n") == 1
+
+
+def test_a_STOP_during_the_first_compile_is_heard(shards, tmp_path):
+    network = {"model__channels": [8], "model__num_blocks": [1], "model__attention_levels": [0]}
+    run = start(shards, tmp_path, engine__compile=True, **network)
+    end = time.monotonic() + 60
+    while not (tmp_path / "run" / "training.log").exists() or "a new run of" not in run.text:
+        assert run.process.is_alive() and time.monotonic() < end, run.text
+        time.sleep(0.01)
+    (tmp_path / "run" / "STOP").touch()
+    assert run.wait(240) == 0, run.text
+    assert marker(tmp_path / "run", "REQUEUE")["step"] == 1
