@@ -1,6 +1,7 @@
 """Hosts for the tests of this folder, and the table of faults that they fill."""
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import machines
 import pytest
+from runs import HOME
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEADER = """\
@@ -78,6 +80,28 @@ def sshd(hosts) -> tuple[str, str]:
     """The two hosts behind `ssh HOST`."""
     machines.sshd_up()
     return hosts
+
+
+@pytest.fixture
+def shell(hosts, tmp_path, request):
+    """shell(HOST, SCRIPT, **env): a bash on that host, in the project's folder; all its processes end with the test.
+
+    read_only: a folder that this host cannot write.
+    """
+    mark = f"test-{os.getpid()}-{request.node.name}"
+
+    def start(
+        host: str, script: str, home: Path = HOME, read_only: Path | None = None, **env: str
+    ) -> subprocess.Popen:  # fmt: skip
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PET_", "TRYON_", "SLURM_", "GLOO_"))}
+        values = {"OMP_NUM_THREADS": "1", "TRYON_SESSION": mark, "TRYON_JOB": tmp_path.name, "TMPDIR": str(tmp_path)}
+        return subprocess.Popen(
+            machines.on(host, "bash", "-c", script, read_only=read_only), cwd=home, env=kept | values | env,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    yield start
+    subprocess.run(["bash", "launch/session.sh", "end_now", mark], cwd=HOME, check=True)
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+"""Every shell script parses, shellcheck has nothing to say, and the starters start what they should."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from runs import HOME
+
+HIDDEN = {"runs", "shards", "samples"}  # what the project writes
+SCRIPTS = sorted(
+    path
+    for path in HOME.rglob("*.sh")
+    if not any(part in HIDDEN or part.startswith(".") for part in path.relative_to(HOME).parts)
+)
+
+
+def test_the_scripts_are_seen():
+    names = {path.relative_to(HOME).as_posix() for path in SCRIPTS}
+    assert {"launch/env.sh", "launch/torchrun_node.sh", "launch/cluster.sh", "tests/run.sh"} <= names
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(HOME).as_posix())
+def test_it_parses_and_is_short(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 160, "two ideas"
+
+
+def test_shellcheck_is_clean():
+    if shutil.which("shellcheck") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("shellcheck is not installed")
+    command = ["shellcheck", "--external-sources", "--shell=bash", *map(str, SCRIPTS)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "started"),
+    [
+        (["torchrun_local.sh"], "--standalone train_ddp.py"),
+        (["torchrun_local.sh", "sample.py", "a b"], "--standalone sample.py a b"),
+        (["torchrun_node.sh", "configs/demo.yaml", "a=1"], "train_ddp.py configs/demo.yaml a=1"),
+        (["torchrun_node.sh", "--hostfile", "HOSTS", "sample.py", "x"], "sample.py x"),
+    ],
+)
+def test_what_is_started_and_with_which_environment(tmp_path, arguments, started):
+    """TRYON_RUN_IN, which may be a container, stands before every python; here it tells what it was to run."""
+    (tmp_path / "hosts.txt").write_text("localhost slots=3\n")
+    inside = tmp_path / "inside"
+    inside.write_text('#!/usr/bin/env bash\necho "run: $*"\ngrep SigIgn /proc/self/status\nenv\n')
+    inside.chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PET_", "TRYON_", "SLURM_"))}
+    env = kept | {"TRYON_RUN_IN": f"{inside} --nv", "TRYON_NODES": "localhost", "TMPDIR": str(tmp_path)}
+    env |= {} if "--hostfile" in arguments else {"TRYON_NPROC": "3"}
+    words = [str(tmp_path / "hosts.txt") if word == "HOSTS" else word for word in arguments]
+    command = ["bash", f"{HOME}/launch/{words[0]}", *words[1:]]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.rpartition("run: ")[2]
+    assert last.startswith("--nv ") and last.splitlines()[0].endswith(started), last
+    ignored = int(last.split("SigIgn:")[1].split()[0], 16)
+    assert all(ignored >> (number - 1) & 1 for number in (signal.SIGUSR1, signal.SIGUSR2))
+    values = dict(line.partition("=")[::2] for line in last.splitlines()[2:])
+    assert values["PET_NPROC_PER_NODE"] == "3" and values["PWD"] == str(HOME)
+    if words[0] == "torchrun_node.sh":
+        assert "run: --nv python3 -m launch.rollcall --wait 50 " + started in done.stdout
+        assert "node=" in values["TRYON_TIMELINE"] and "rollcall=" in values["TRYON_TIMELINE"]
+        assert "read_timeout=120" in values["PET_RDZV_CONF"]
