@@ -50,7 +50,6 @@ train() {
   fi
   run=$(config_value run.dir "${words[@]}") || exit 1 # says what is wrong with the config
   mkdir -p "$run/logs"
-  rm -f "$run"/{STOP,DONE,REQUEUE,FAILED}
   export TRYON_REFUSED="$run/logs/refused-$SLURM_JOB_ID.txt"
   rm -f "$TRYON_REFUSED"
   set_deadline
@@ -67,7 +66,9 @@ train() {
 test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out of the job's next start
   [ "$TRYON_PREFLIGHT" = yes ] || return 0
   local broken="$run/broken_hosts-$SLURM_JOB_ID.txt"
-  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="${SLURM_GPUS_ON_NODE:-1}" --cpus-per-task=1 --overcommit \
+  local gpus=${SLURM_GPUS_ON_NODE:-1}
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * gpus)) --ntasks-per-node="$gpus" \
+    --cpus-per-task=1 --overcommit \
     "${SRUN_OPTIONS[@]}" "${run_in[@]}" python3 -m launch.preflight "$@" --exclude-file "$broken" &
   wait_for $! && [ ! -s "$broken" ] && return 0
   [ -s "$broken" ] || give_up "a host is broken; see the table above"
@@ -75,11 +76,15 @@ test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out
 }
 
 set_deadline() { # training leaves by itself this long before the end, should the signal not reach anybody
-  local end limit
-  end=$(unix_time "$(job_field EndTime)")
-  [ -n "$end" ] || return 0
-  limit=$((end - $(date +%s)))
-  export TRYON_DEADLINE=$((end - (limit / 5 < 120 ? limit / 5 : 120)))
+  local limit
+  job_end=$(unix_time "$(job_field EndTime)")
+  [ -n "$job_end" ] || return 0
+  limit=$((job_end - $(date +%s)))
+  export TRYON_DEADLINE=$((job_end - (limit / 5 < 120 ? limit / 5 : 120)))
+}
+
+time_is_over() { # Slurm ended the job at its limit, before a checkpoint was there
+  [ -n "$job_end" ] && [ "$(date +%s)" -ge "$job_end" ]
 }
 
 last_step() { # of the newest checkpoint
@@ -90,13 +95,13 @@ last_step() { # of the newest checkpoint
 
 count_attempt() { # counted at the start, so that no kind of death goes uncounted
   local counted_at=-1
-  step_before=$(last_step) attempts=0
-  if [ "${SLURM_RESTART_COUNT:-0}" != 0 ] && [ -e "$run/attempts" ]; then
-    read -r counted_at attempts <"$run/attempts"
+  step_before=$(last_step) attempts=0 attempts_file=$run/logs/attempts-$SLURM_JOB_ID
+  if [ "${SLURM_RESTART_COUNT:-0}" != 0 ] && [ -e "$attempts_file" ]; then
+    read -r counted_at attempts <"$attempts_file"
   fi
   [ "$step_before" = "$counted_at" ] || attempts=0
   attempts=$((attempts + 1))
-  echo "$step_before $attempts" >"$run/attempts"
+  echo "$step_before $attempts" >"$attempts_file"
   [ "$attempts" -le "$MAX_ATTEMPTS" ] || give_up "$MAX_ATTEMPTS runs made no progress beyond step $step_before"
 }
 
@@ -109,11 +114,11 @@ wait_for() { # PID -> its status; signals interrupt bash's wait, not this one
 decide() {
   local step
   step=$(last_step)
-  if [ -e "$run/DONE" ]; then
+  if [ "$run/DONE" -nt "$attempts_file" ]; then # training removes what an earlier start left, if it comes so far
     say "done at step $step"
     exit 0
   fi
-  if [ -n "${cancelled:-}" ] || [ "$(squeue -h -j "$job" -o %T)" != RUNNING ]; then
+  if { [ -n "${cancelled:-}" ] || [ "$(squeue -h -j "$job" -o %T)" != RUNNING ]; } && ! time_is_over; then
     say "ended by Slurm at step $step; the same command continues"
     exit 143
   fi
@@ -121,11 +126,11 @@ decide() {
   if [ "$step" = "$step_before" ] && [ "$attempts" -ge "$MAX_ATTEMPTS" ]; then
     give_up "$MAX_ATTEMPTS runs made no progress beyond step $step; the last said: $(last_error)"
   fi
-  requeue "step $step; $(cat "$run/REQUEUE" 2>/dev/null || echo "it ended by itself: $(last_error)")"
+  requeue "step $step; $([ "$run/REQUEUE" -nt "$attempts_file" ] && cat "$run/REQUEUE" || echo "it ended by itself: $(last_error)")"
 }
 
 last_error() {
-  grep -ha '^\(\[.*\] \)\?error: ' "$(job_field StdOut)" | tail -n 1 || true
+  [ ! -f /proc/$$/fd/1 ] || grep -a '^error: ' /proc/$$/fd/1 | tail -n 1 || true
 }
 
 requeue() { # WHY [CHANGE of the job]

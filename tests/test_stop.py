@@ -150,3 +150,18 @@ def test_a_STOP_during_the_first_compile_is_heard(shards, tmp_path):
     (tmp_path / "run" / "STOP").touch()
     assert run.wait(240) == 0, run.text
     assert marker(tmp_path / "run", "REQUEUE")["step"] == 1
+
+
+def test_a_job_waits_for_the_end_of_another_start_in_its_folder(shards, tmp_path):
+    """As after a host died: its lock on a network file system outlives it for a while."""
+    first = start(shards, tmp_path, train__num_steps=4000)
+    wait_for_step(first, tmp_path / "run", 2)
+    refused = tmp_path / "refused.txt"
+    second = start(shards, tmp_path, {"TRYON_REFUSED": str(refused)}, train__num_steps=4000)
+    time.sleep(2)
+    assert second.process.is_alive()
+    first.kill()
+    first.wait()
+    wait_for_step(second, tmp_path / "run", 5)
+    (tmp_path / "run" / "STOP").touch()
+    assert second.wait() == 0 and not refused.exists(), second.text

@@ -24,9 +24,9 @@ class Tee(io.TextIOBase):
         self.file, self.stream = file, stream
 
     def write(self, text: str) -> int:
-        if not text.startswith("\r"):
-            self.file.write(text)
-        with contextlib.suppress(OSError):  # a terminal that is gone ends no run
+        with contextlib.suppress(OSError):  # neither a full disk nor a terminal that is gone ends a run here
+            if not text.startswith("\r"):
+                self.file.write(text)
             self.stream.write(text)
             self.stream.flush()
         return len(text)

@@ -195,6 +195,14 @@ def agreed() -> Iterator[None]:
 class Agreed(ValueError):
     """A refusal that all ranks know of: one of them says it."""
 
+    def __init__(self, message: str, passing: bool = False):
+        super().__init__(message)
+        self.passing = passing  # starting again later may help
+
+
+class Passing(ValueError):
+    """A refusal that ends by itself: the same command may work later."""
+
 
 def on_main(action: Callable[[], T]) -> T:
     """What `action` returns on rank 0, on every rank; its ValueError is raised on every rank too."""
@@ -203,9 +211,9 @@ def on_main(action: Callable[[], T]) -> T:
         try:
             outcome[0] = action()
         except ValueError as error:
-            outcome[1] = str(error)
+            outcome[1] = str(error), isinstance(error, Passing)
     if dist.is_initialized():
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise Agreed(outcome[1])
+        raise Agreed(*outcome[1])
     return outcome[0]

@@ -29,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
         alone = num_ranks() > 1 and not isinstance(error, Agreed)
         speaks = alone or (get_rank() if isinstance(error, Agreed) else local_rank()) == 0
         message = f"error: [{where()}] {error}" if alone else f"error: {error}"
-        if speaks:
+        if speaks and not getattr(error, "passing", False):
             _refuse(message)
         leave(1, message if speaks else "")
     except KeyboardInterrupt:

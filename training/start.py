@@ -1,5 +1,6 @@
 """Everything that is checked before the first step."""
 
+import errno
 import math
 import os
 import socket
@@ -9,7 +10,7 @@ from typing import Any, TextIO
 
 from data.dataset import ShardedDataset
 from training.config import Config, TrainConfig, differences, read_config, save_config, validate
-from training.distributed import is_stray_rank, num_ranks
+from training.distributed import Passing, is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
 from training.snapshot import keep_code, keep_environment
 from training.stop import clear_markers
@@ -19,6 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+PATIENCE_S = 100  # that a batch job waits for the end of another start in its run folder
 HELD: list[TextIO] = []  # locks of this process; an open file is what holds one
 # A run that changes one of these is another run.
 CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
@@ -127,19 +129,29 @@ def check_run(run_dir: Path, config: Config) -> tuple[dict[str, tuple[Any, Any]]
 def _take(run_dir: Path) -> None:
     """Holds RUN/lock until this process ends, however it ends.
 
-    A record lock: the loader's workers do not inherit it, and no kill leaves a stale one.
+    A record lock: the loader's workers do not inherit it, and no kill leaves a stale one, though a network file system
+    may keep that of a dead host for a minute or two.  Some of those know no locks; there, nothing is held.
     """
     if fcntl is None:
         return
     lock = (run_dir / "lock").open("a+")
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        raise ValueError(
-            f"run.dir={run_dir}: {lock.read().strip() or 'another process'} is training there; stop it, or choose "
-            "another run.dir"
-        ) from None
+    end = time.monotonic() + (PATIENCE_S if "TRYON_REFUSED" in os.environ else 0)
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                return
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() > end:
+            lock.seek(0)
+            raise Passing(
+                f"run.dir={run_dir}: {lock.read().strip() or 'another process'} is training there; stop it, or choose "
+                "another run.dir"
+            )
+        time.sleep(1)
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
     lock.flush()

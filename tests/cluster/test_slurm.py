@@ -193,6 +193,19 @@ def test_a_stopped_rank_is_named_and_the_job_requeued(submit, whole, faults):
     assert_whole_curve(job, whole)
 
 
+def test_a_job_that_its_limit_kills_comes_back_too(submit, faults):
+    """Nobody heard the signal and nothing was saved: the rank stands still, and the watch is off."""
+    job = submit("base_unet.sh", *TWO_RANKS, "--time=1", distributed__hang_s=0, distributed__timeout_s=600)
+    job.wait_for_step(5)
+    stopped = ranks_on("nodeB")[0]
+    stopped.suspend()
+    job.wait_for_text("requeued: ", 120)
+    assert job.restarts() == 0 or "DUE TO TIME LIMIT" in job.text
+    faults("the time limit kills a job that cannot save", job.line("requeued: "), 0)
+    job.wait("COMPLETED")
+    assert job.marker("DONE")["step"] == 60
+
+
 def test_scancel_saves_and_is_not_undone(submit, faults):
     job = submit("base_unet.sh", *TWO_RANKS, train__num_steps=100_000, checkpoint__every=100_000)
     job.wait_for_text("start-up took")
@@ -226,7 +239,7 @@ def test_one_task_of_an_array_requeues_itself_alone(submit, tmp_path, faults):
 
 def test_a_STOP_before_the_first_step_is_heard(submit, faults):
     job = submit("base_unet.sh", *TWO_RANKS)
-    while not (job.run_dir / "attempts").exists():
+    while not list(job.run_dir.glob("logs/attempts-*")):
         time.sleep(0.02)
     began = time.monotonic()
     (job.run_dir / "STOP").touch()

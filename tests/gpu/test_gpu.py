@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from data import prepare
+from launch.memory import GIB, MemoryModel
+from training.config import read_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 HOME = Path(__file__).parent.parent.parent
@@ -72,3 +74,48 @@ def test_options_follow_the_plain_run(shards, tmp_path, option):
     plain = train(shards, tmp_path / "plain", ("train_single.py",), "engine.precision=fp32")
     other = train(shards, tmp_path / "other", ("train_single.py",), "engine.precision=fp32", option)
     assert deviation(other, plain) <= 1e-3
+
+
+def test_preflight_measures_the_gpus(shards, tmp_path):
+    """NCCL, NVML, GPU memory and speed: a healthy box, on which nothing is wrong."""
+    report = tmp_path / "preflight.json"
+    words = [
+        "launch.preflight",
+        "configs/base_unet.yaml",
+        f"run.dir={tmp_path / 'run'}",
+        f"data.shards={shards}",
+        *TINY,
+    ]
+    command = [sys.executable, *TORCHRUN, "-m", *words, "--json", str(report)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(report.read_text())
+    assert told["status"] == 0 and told["ranks"] == GPUS and told["broken"] == []
+
+
+def test_the_forward_time_of_a_gpu_is_its_own(shards, tmp_path):
+    """Ranks are compared by the device's time of the forward pass, not by how long it took to launch it."""
+    train(shards, tmp_path / "run", (*TORCHRUN, "train_ddp.py"), "model.channels=[128,256]")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    if GPUS > 1:
+        assert all(0 < line["median_s"] <= line["slowest_s"] for line in lines)
+    assert all(0 <= line["data_wait_share"] <= 1 for line in lines)
+
+
+def test_the_doctors_memory_is_what_training_takes(shards, tmp_path):
+    """launch/memory.py's estimate without the assumed CUDA context, against the allocator's peak."""
+    words = [
+        f"data.shards={shards}",
+        f"run.dir={tmp_path / 'run'}",
+        *TINY,
+        "model.channels=[128,256]",
+        "model.image_size=null",
+    ]
+    words += ["engine.precision=fp32", "train.global_batch=32", "train.num_steps=3", "log.every=1"]
+    subprocess.run(
+        [sys.executable, "train_single.py", "configs/base_unet.yaml", *words], cwd=HOME, check=True, timeout=300
+    )
+    peak = json.loads((tmp_path / "run" / "stats.jsonl").read_text().splitlines()[-1])["memory_gib"]
+    config = read_config(tmp_path / "run" / "config.yaml")
+    estimate = MemoryModel(config, 1).estimate(32)
+    assert (estimate.total - estimate.context) / GIB == pytest.approx(peak, rel=0.15)
