@@ -33,7 +33,8 @@ def main() -> None:
         if config.model.lowres:
             say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
         with agreed():
-            pairs = Pairs(args.shards or config.data.val_shards or config.data.shards, args.num, args.unpaired, config)
+            shards = args.shards or config.data.val_shards or config.data.shards
+            pairs = Pairs(shards, args.pairs, args.unpaired, config)
             make_folder(out)
         sample_pairs(pairs, args, config, out)
         on_main(lambda: write_sheet(pairs, out, args.rows))
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that training made")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sampler.num_steps=64")
     result.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
-    result.add_argument("--num", type=count, default=64, help="the first so many pairs [64]")
+    result.add_argument("--pairs", type=count, default=64, help="the first so many pairs [64]")
     result.add_argument("--unpaired", action="store_true", help="give every person the garment of the next pair")
     result.add_argument("--out", type=Path, help="[RUN_DIR/samples or RUN_DIR/samples_unpaired]")
     result.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")

@@ -20,13 +20,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.run import main
 
+STOPPED_S = 60  # that a rank may stand still, as after SIGSTOP
 LINGER_S = 20  # seconds that torchrun may take to say goodbye to the other nodes
 
 
 def run() -> int:
     """Exit status: 0, 1 after a failure, 128 + the number of the signal that ended it."""
     if os.environ.get("PET_MAX_RESTARTS", "0") == "0":  # else it waits for the others to start again with them
-        threading.Thread(target=outlive_ranks, daemon=True).start()
+        threading.Thread(target=watch_ranks, daemon=True).start()
     try:
         inspect.unwrap(main)()  # without torchrun's own wrapper, which logs a traceback
     except ChildFailedError as error:
@@ -46,24 +47,35 @@ def run() -> int:
     return 1
 
 
-def outlive_ranks() -> None:
-    """Ends this process LINGER_S after the last of its ranks."""
+def watch_ranks() -> None:
+    """Ends this process LINGER_S after the last of its ranks, and a rank that stands still for STOPPED_S.
+
+    The others of a stopped rank have named it by then and gone; it would keep its GPU for ever.
+    """
     process, had_ranks, alone_since = psutil.Process(), False, None
+    stopped_since: dict[psutil.Process, float] = {}
     while True:
         time.sleep(0.5)
-        ranks = [child for child in process.children() if alive(child)]
+        states = {child: status(child) for child in process.children()}
+        ranks = [child for child, state in states.items() if state not in (None, psutil.STATUS_ZOMBIE)]
         had_ranks = had_ranks or bool(ranks)
+        for rank in ranks:
+            if states[rank] != psutil.STATUS_STOPPED:
+                stopped_since.pop(rank, None)
+            elif time.monotonic() - stopped_since.setdefault(rank, time.monotonic()) > STOPPED_S:
+                told(f"the rank with pid {rank.pid} has been stopped for {STOPPED_S} s, and is killed")
+                rank.kill()
         alone_since = (alone_since or time.monotonic()) if had_ranks and not ranks else None
         if alone_since and time.monotonic() - alone_since > LINGER_S:
             told("its ranks have ended, and the rendezvous does not answer; its host may be gone or cut off")
             os._exit(1)
 
 
-def alive(child: psutil.Process) -> bool:
+def status(child: psutil.Process) -> str | None:
     try:
-        return child.status() != psutil.STATUS_ZOMBIE
+        return child.status()
     except psutil.NoSuchProcess:
-        return False
+        return None
 
 
 def told(message: str) -> None:

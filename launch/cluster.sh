@@ -141,7 +141,10 @@ fi
 case "$action${1:+ $1}" in
   start*) start "$@" ;;
   status) on_all status_of ;;
-  attach\ *) exec ssh -t "$1" "screen -x $(printf %q "$(session "$1")")" ;;
+  attach\ *)
+    [[ " ${hosts[*]} " == *" $1 "* ]] || fail "host $1 is none of $hostfile: ${hosts[*]}"
+    exec ssh -t "$1" "screen -x $(printf %q "$(session "$1")")"
+    ;;
   logs) follow ;;
   stop) stop ;;
   'stop --now') on_all end_one && echo "killed $name; the same start command continues at the last checkpoint" ;;

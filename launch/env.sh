@@ -12,6 +12,13 @@
 #   TRYON_NUM_WORKERS   loader workers of a rank (4), which share its cores
 # Kept where they are set: PET_MAX_RESTARTS, TORCH_ELASTIC_SHUTDOWN_TIMEOUT, OMP_NUM_THREADS.  NCCL's are left alone.
 # Returns 1 with one line on stderr when something is wrong.
+if [ -z "${BASH_VERSION:-}" ]; then
+  echo "error: launch/env.sh is for bash; start one: bash" >&2
+  return 1
+elif [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  echo "error: launch/env.sh sets variables of your shell; source it: source launch/env.sh HOST HOST" >&2
+  exit 1
+fi
 # shellcheck source=launch/nodes.sh
 source "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
 
@@ -95,7 +102,7 @@ _tryon_env() {
     fi
   done
   _tryon_place && _tryon_network && _tryon_meeting && _tryon_shares || return 1
-  scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/tryon-$(id -u)-${SLURM_JOB_ID:-$job}
+  scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/tryon-$(id -u) # compiled once a host; several jobs may share it
   if ! mkdir -p "$scratch"; then
     _tryon_say "$(uname -n) cannot write $scratch; set TMPDIR to a folder on its own disk"
     return 1
@@ -111,6 +118,8 @@ _tryon_env() {
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   # Seconds from SIGTERM to SIGKILL; torchrun's 30 can end a save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
+  # Where addresses have no names in DNS, every start would warn of it several times.
+  export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
   echo "node $((rank + 1)) of ${#nodes[@]} (${nodes[*]}): $ranks ranks of $threads threads;" \
     "master ${nodes[0]} at $PET_RDZV_ENDPOINT over $device, job $job"
 }

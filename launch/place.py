@@ -38,7 +38,7 @@ def find_place(env: Mapping[str, str]) -> Place:
         )  # fmt: skip
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # sbatch's own script is no step
         rank, job, step = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "JOB_ID", "STEP_ID"))
-        port = int(env.get("MASTER_PORT", 20000 + (job * 7 + step) % 20000))
+        port = int(env.get("MASTER_PORT", 20000 + (job * 7 + step) % 10000))
         local_size = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]
         return Place(
             rank, int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]), local_size,

@@ -88,9 +88,9 @@ def read_options(argv: list[str]) -> tuple[Options, list[str]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's C++ prints when a peer is gone; what is wrong is said in words.  TORCH_CPP_LOG_LEVEL or
-    NCCL_DEBUG in the environment keep it."""
-    if {"TORCH_CPP_LOG_LEVEL", "NCCL_DEBUG"} & set(os.environ):
+    """Without what torch's C++ prints when a peer is gone; what is wrong is said in words.  NCCL_DEBUG in the
+    environment keeps it."""
+    if "NCCL_DEBUG" in os.environ:
         yield
         return
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -70,7 +70,7 @@ status() { # SESSION RUN
   else
     echo "never started here"
   fi
-  newest=$(find "$2/logs/$host" -name 'rank_*.json' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1 | cut -d' ' -f2-)
+  newest=$(find "$2/logs/$host" -name 'rank_*.json' ! -name '*.flight.json' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1 | cut -d' ' -f2-)
   if [ -n "$newest" ]; then
     echo "  heartbeat $(($(date +%s) - $(stat -c %Y "$newest"))) s ago:" \
       "$(sed -nE 's/.*"rank": ([0-9]+).*"step": ([0-9]+).*"phase": "([^"]*)".*/rank \1 after step \2, \3/p' "$newest")"

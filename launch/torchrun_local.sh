@@ -17,4 +17,4 @@ export TRYON_JOB=local
 source launch/env.sh localhost >/dev/null
 echo "$PET_NPROC_PER_NODE ranks of $OMP_NUM_THREADS threads on $(uname -n)"
 trap '' USR1 USR2
-exec "${run_in[@]}" python3 -m launch.agent --standalone "$script" "$@"
+exec "${run_in[@]}" python3 -m launch.agent --standalone -- "$script" "$@"

@@ -28,4 +28,4 @@ mark rollcall
 # All nodes are up and reach the master, so that a slow import on one of them may take its time.
 export PET_RDZV_CONF=${PET_RDZV_CONF/read_timeout=15/read_timeout=120}
 trap '' USR1 USR2 # they would kill torchrun; ranks that want USR2 ask for it
-exec "${run_in[@]}" python3 -m launch.agent "$script" "$@"
+exec "${run_in[@]}" python3 -m launch.agent -- "$script" "$@" # --: the script's options are none of torchrun's

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 after=()
 for stage in base_unet sr_unet; do
   id=$(sbatch --parsable "$@" "${after[@]}" "slurm/$stage.sh")
+  id=${id%%;*} # a site of several clusters adds its name
   [ -n "$id" ] || continue # --test-only
   echo "slurm/$stage.sh: job $id ${after[*]}"
   after=(--dependency="afterok:$id" --kill-on-invalid-dep=yes)

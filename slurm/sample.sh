@@ -6,5 +6,5 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=64
 #SBATCH --time=4:00:00
-source slurm/prologue.sh
+source slurm/prologue.sh || { echo "error: submit this from the project's folder" >&2 && exit 1; }
 on_all_nodes sample.py "$@"

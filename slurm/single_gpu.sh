@@ -10,6 +10,6 @@
 #SBATCH --signal=B:USR2@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-source slurm/prologue.sh
+source slurm/train.sh || { echo "error: submit this from the project's folder" >&2 && exit 1; }
 default_config=configs/base_unet.yaml
 train train.accumulation=16 "$@"

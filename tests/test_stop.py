@@ -104,15 +104,26 @@ def test_an_echo_of_a_signal_is_the_same_signal(shards, tmp_path):
 
 def test_a_second_signal_skips_what_is_due_and_still_saves(tmp_path):
     wish = stop.StopWish(tmp_path)
-    assert wish.flags() == [0, 0, 0, 0]
+    assert wish.flags() == [0, 0, 0, 0, 0]
     wish.hear(signal.SIGTERM, None)
     wish.hear(signal.SIGTERM, None)
-    assert wish.flags() == [1, 0, 0, 0]
+    assert wish.flags() == [0, 1, 0, 0, 0]
     wish.signalled -= 2 * stop.ECHO_S
     wish.hear(signal.SIGUSR2, None)
-    assert wish.flags() == [1, 0, 0, 1]
+    assert wish.flags() == [0, 1, 0, 0, 1]
     with pytest.raises(KeyboardInterrupt):
         wish.hear(signal.SIGINT, None)
+
+
+def test_a_batch_script_stops_its_own_job_alone(tmp_path, monkeypatch):
+    (tmp_path / "STOP").write_text("job 7\n")
+    assert stop.StopWish(tmp_path).flags() == [0, 0, 0, 0, 0]
+    monkeypatch.setenv("TRYON_STOP_WORD", "job 8")
+    assert stop.StopWish(tmp_path).flags() == [0, 0, 0, 0, 0]
+    monkeypatch.setenv("TRYON_STOP_WORD", "job 7")
+    assert stop.StopWish(tmp_path).flags() == [0, 0, 1, 0, 0]
+    (tmp_path / "STOP").write_text("")
+    assert stop.StopWish(tmp_path).flags() == [1, 0, 0, 0, 0]
 
 
 def test_a_hurried_run_makes_no_pictures(shards, tmp_path):

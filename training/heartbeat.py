@@ -5,9 +5,9 @@ stands still leaves all others waiting in the next all-reduce.  Whoever waits to
 ranks, names those that others wait for, and ends the run, so that a batch script can start it again.
 """
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from training import console
@@ -183,7 +184,7 @@ class Watched:
             what = "stopped: its process stands still, or its host is gone"
             for beat in culprits:
                 if beat.host == socket.gethostname() and beat.pid != os.getpid():
-                    _kill(beat.pid)
+                    _kill(beat)
         else:
             culprits = [beat for beat in ranks if beat.phase != WAITING and beat.step == ranks[0].step]
             what = "hangs there while the others wait for it"
@@ -198,11 +199,12 @@ class Watched:
         return f"no progress for {stood:.0f} s. {told}{more} {what}. The same command continues"
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return
+def _kill(beat: Heartbeat) -> None:
+    """Unless the number is another process's by now."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(beat.pid)
+        if process.environ().get("RANK") == str(beat.rank):
+            process.kill()
 
 
 def _write(path: Path, beat: Heartbeat) -> None:

@@ -1,11 +1,13 @@
 """When a run ends before its last step, and the files in its folder that say how it stands.
 
-    RUN/STOP      anybody's wish: training saves at the next step and leaves.  It removes the file when it obeys
+    RUN/STOP      anybody's wish: training saves at the next step and leaves.  It removes the file when it obeys.
+                  Empty, it ends the run, until somebody starts it again; a batch script writes its TRYON_STOP_WORD
+                  into it, which is a wish to be requeued and concerns no other job in the same folder
     RUN/REQUEUE   stopped with a checkpoint; the same command continues
     RUN/DONE      the last step is done
-    RUN/FAILED    a batch script gave up (slurm/prologue.sh); training never writes it
+    RUN/FAILED    a batch script gave up (slurm/train.sh); training never writes it
 
-Each is JSON with the reason, but for STOP, of which only the existence counts.
+The others are JSON with the reason.
 """
 
 import json
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from training import timeline
 
-REASONS = ("a signal", "the file STOP", "the end of the job's time")
+REASONS = ("the file STOP", "a signal", "its batch script", "the end of the job's time")
 ECHO_S = 1.0  # torchrun passes on a signal that its ranks heard already: within this time it is the same one
 LOOK_S = 0.5  # between looks at the file system
 
@@ -32,13 +34,15 @@ class StopWish:
         self.deadline = float(os.environ.get("TRYON_DEADLINE", "inf"))  # Unix time, from the batch script
         self.signalled: float | None = None  # when the first signal came
         self.hurry = False  # a second signal: no validation and no pictures before the checkpoint
-        self._looked, self._filed = 0.0, False
+        self.word = os.environ.get("TRYON_STOP_WORD", "")
+        self._looked, self._found = 0.0, None
 
     def flags(self) -> list[float]:
         """One number for each of REASONS, then one for hurry; for an all-reduce."""
         if time.monotonic() - self._looked > LOOK_S:
-            self._looked, self._filed = time.monotonic(), self.file.exists()
-        wishes = (self.signalled is not None, self._filed, time.time() > self.deadline, self.hurry)
+            self._looked, self._found = time.monotonic(), read_stop(self.file)
+        by_script = bool(self.word) and self._found == self.word
+        wishes = (self._found == "", self.signalled is not None, by_script, time.time() > self.deadline, self.hurry)
         return [float(wish) for wish in wishes]
 
     def hear(self, number: int, frame: object) -> None:
@@ -50,6 +54,14 @@ class StopWish:
             self.hurry = True
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
+
+
+def read_stop(file: Path) -> str | None:
+    """What the file STOP says; None when there is none."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -79,9 +91,17 @@ def clear_markers(run_dir: Path) -> None:
 
 
 def leave_marker(run_dir: Path, name: str, step: int, reason: str) -> None:
-    """Writes DONE or REQUEUE, whole or not at all, and removes the STOP that was obeyed."""
-    (run_dir / "STOP").unlink(missing_ok=True)
+    """Writes DONE or REQUEUE, whole or not at all, and removes the STOP that was obeyed.
+
+    Raises ValueError when it cannot be written.
+    """
     told = {"reason": reason, "step": step, "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     partial = run_dir / f"{name}.partial"
-    partial.write_text(json.dumps(told) + "\n", encoding="utf-8")
-    partial.replace(run_dir / name)
+    try:
+        (run_dir / "STOP").unlink(missing_ok=True)
+        partial.write_text(json.dumps(told) + "\n", encoding="utf-8")
+        partial.replace(run_dir / name)
+    except OSError as error:
+        raise ValueError(
+            f"{run_dir / name}: cannot be written ({error}); the checkpoint of step {step} is whole"
+        ) from error
