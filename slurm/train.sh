@@ -19,7 +19,7 @@ source slurm/prologue.sh
 MAX_ATTEMPTS=3 # runs without a new checkpoint until the job gives up
 
 train() {
-  local words=("${@//%a/${SLURM_ARRAY_TASK_ID:-0}}") word config= folder
+  local words=("${@//%a/${SLURM_ARRAY_TASK_ID:-0}}") word config='' folder
   for word in "${words[@]}"; do
     case $word in *=*) ;; *.yaml | *.yml | -d*) config=$word ;; esac
   done
@@ -49,16 +49,19 @@ train() {
 test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out of the job's next start
   [ "$TRYON_PREFLIGHT" = yes ] || return 0
   local broken="$run/logs/broken_hosts-$SLURM_JOB_ID.txt" gpus=${SLURM_GPUS_ON_NODE:-1} hosts before
-  rm -f "$broken"
+  local told="$run/logs/preflight-$SLURM_JOB_ID.txt" passed=yes # srun may lose the words of a task that failed
+  rm -f "$broken" "$told"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * gpus)) --ntasks-per-node="$gpus" \
-    --cpus-per-task=1 --overcommit --kill-on-bad-exit=1 \
+    --cpus-per-task=1 --overcommit --kill-on-bad-exit=1 --output="$told" --open-mode=append \
     "${SRUN_OPTIONS[@]}" "${run_in[@]}" python3 -m launch.preflight "$@" --exclude-file "$broken" &
-  wait_for $! && return 0
+  wait_for $! || passed=no
+  cat "$told" || true
+  [ "$passed" = no ] || return 0
   leave_if_ended
   give_up_after "preflight failed; see what it says above"
   [ -s "$broken" ] || requeue "preflight failed"
-  hosts=$(paste -sd, "$broken") before=$(job_field ExcNodeList)
-  requeue "without $hosts, which preflight found broken" "ExcNodeList=${before:+${before/(null)/},}$hosts"
+  hosts=$(paste -sd, "$broken") before=$(job_field ExcNodeList | sed 's/(null)//')
+  requeue "without $hosts, which preflight found broken" "ExcNodeList=${before:+$before,}$hosts"
 }
 
 set_deadline() { # training leaves by itself this long before the end, should the signal not reach anybody
@@ -133,6 +136,7 @@ last_error() { # of this attempt: its cause, rather than what that did to other 
 
 requeue() { # WHY [CHANGE of the job]
   say "requeued: $1"
+  trap '' TERM # which Slurm now sends to all of this job, scontrol included
   scontrol requeue "$job" || give_up "Slurm does not requeue this job; submit it again: the same command continues"
   # Slurm lets a requeued job wait for two minutes more.
   scontrol update "JobId=$job" StartTime=now ${2:+"$2"} || true

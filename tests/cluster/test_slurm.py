@@ -298,7 +298,10 @@ def test_hosts_are_tested_before_training_and_a_broken_one_is_left_out(submit, m
     testing.suspend()
     job.wait_for_text("requeued: without nodeB", 120)
     faults("a host that does not answer preflight", job.line("error: host nodeB"), time.time() - testing.create_time())
-    assert "ExcNodeList=nodeB" in machines.sh("scontrol", "show", "job", job.id)
+    end = time.monotonic() + 10
+    while "ExcNodeList=nodeB" not in machines.sh("scontrol", "show", "job", job.id):
+        assert time.monotonic() < end, job.text[-3000:]
+        time.sleep(0.1)
     machines.sh("scontrol", "update", f"JobId={job.id}", "ExcNodeList=")
     job.wait("COMPLETED")
     assert "nothing speaks against these hosts" in job.text
