@@ -39,8 +39,8 @@ def test_shellcheck_is_clean():
 @pytest.mark.parametrize(
     ("arguments", "started"),
     [
-        (["torchrun_local.sh"], "--standalone train_ddp.py"),
-        (["torchrun_local.sh", "sample.py", "a b"], "--standalone sample.py a b"),
+        (["torchrun_local.sh"], "train_ddp.py"),
+        (["torchrun_local.sh", "sample.py", "a b"], "sample.py a b"),
         (["torchrun_node.sh", "configs/demo.yaml", "a=1"], "train_ddp.py configs/demo.yaml a=1"),
         (["torchrun_node.sh", "--hostfile", "HOSTS", "sample.py", "x"], "sample.py x"),
     ],
@@ -59,7 +59,8 @@ def test_what_is_started_and_with_which_environment(tmp_path, arguments, started
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     last = done.stdout.rpartition("run: ")[2]
-    assert last.startswith("--nv ") and last.splitlines()[0].endswith(started), last
+    assert last.startswith("--nv ") and last.splitlines()[0].endswith(f" -- {started}"), last
+    assert ("--standalone" in last.splitlines()[0]) == (words[0] == "torchrun_local.sh")
     ignored = int(last.split("SigIgn:")[1].split()[0], 16)
     assert all(ignored >> (number - 1) & 1 for number in (signal.SIGUSR1, signal.SIGUSR2))
     values = dict(line.partition("=")[::2] for line in last.splitlines()[2:])
