@@ -74,7 +74,6 @@ def process_group(config: DistributedConfig, device: str = "auto") -> Iterator[N
             "train_ddp.py is started by torchrun: torchrun --nproc_per_node=NUM_GPUS train_ddp.py [CONFIG.yaml] "
             "[key=value ...]; on one device use train_single.py"
         )
-    _refuse_islands()
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     backend = ("nccl" if gpus else "gloo") if config.backend == "auto" else config.backend
     if gpus and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:  # every rank of this host says no
@@ -108,16 +107,6 @@ def fake_process_group(rank: int, num_ranks: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _refuse_islands() -> None:
-    """torchrun --nnodes=2 that is told of no other host meets on 127.0.0.1: each node would wait for itself."""
-    nodes, here = os.environ.get("GROUP_WORLD_SIZE", "1"), ("127.0.0.1", "localhost")
-    if int(nodes) > 1 and os.environ.get("TORCHELASTIC_RUN_ID") == "none" and os.environ["MASTER_ADDR"] in here:
-        raise ValueError(
-            f"host {socket.gethostname()}: torchrun was told of {nodes} nodes, but not where to meet them; first, on "
-            "every node: source launch/env.sh HOST HOST"
-        )
 
 
 def _end_with_parent() -> None:
