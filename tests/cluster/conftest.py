@@ -11,6 +11,7 @@ import machines
 import pytest
 from runs import HOME
 
+LONGEST = 240  # letters of a line in the table
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEADER = """\
 # What goes wrong, what you see, and how soon
@@ -47,11 +48,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture
-def faults(request) -> Callable[[str, str, float], None]:
+def faults(request, tmp_path, tmp_path_factory) -> Callable[[str, str, float], None]:
     """faults(fault, seen, seconds): a line of docs/faults.md."""
 
     def note(fault: str, seen: str, seconds: float) -> None:
         text = " ".join(seen.split()).replace("|", "\\|")
+        for folder in (tmp_path, tmp_path_factory.getbasetemp(), HOME):
+            text = text.replace(f"{folder}/", "")
+        text = text if len(text) < LONGEST else f"{text[:LONGEST]} ..."
         request.config.stash[FAULTS].append(Fault(fault, f"`{text}`", seconds))
 
     return note
