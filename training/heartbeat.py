@@ -203,7 +203,7 @@ def _kill(beat: Heartbeat) -> None:
     """Unless the number is another process's by now."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(beat.pid)
-        if process.environ().get("RANK") == str(beat.rank):
+        if process.environ().get("RANK", str(beat.rank)) == str(beat.rank):
             process.kill()
 
 

@@ -196,7 +196,8 @@ def test_a_stopped_rank_is_named_and_the_job_requeued(submit, whole, faults):
 
 def test_a_job_that_its_limit_kills_comes_back_too(submit, faults):
     """Nobody heard the signal and nothing was saved: a rank and its agent stand still, and the watch is off."""
-    job = submit("base_unet.sh", *TWO_RANKS, "--time=1", distributed__hang_s=0, distributed__timeout_s=600)
+    late = ("--time=1", "--signal=B:USR2@1")
+    job = submit("base_unet.sh", *TWO_RANKS, *late, distributed__hang_s=0, distributed__timeout_s=600)
     job.wait_for_step(5)
     agent_on("nodeB").suspend()
     ranks_on("nodeB")[0].suspend()
