@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,21 @@ TINY = {
     "log.preview_steps": 2,
 }
 
+# train_ddp.py whose third step fails on the rank BROKEN_RANK of the environment.
+BROKEN = f"""
+import os, runpy, sys
+sys.path.insert(0, {str(HOME)!r})
+from training.engine import DDP
+step, steps = DDP.step, [0]
+def fail(self, lr):
+    steps[0] += 1
+    if steps[0] == 3 and self.rank == int(os.environ["BROKEN_RANK"]):
+        raise IndexError("nothing there")
+    return step(self, lr)
+DDP.step = fail
+runpy.run_path({str(HOME / "train_ddp.py")!r}, run_name="__main__")
+"""
+
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(["runs", "training.loop", "torch.distributed"])
 
@@ -64,6 +80,18 @@ def empty_config(folder: Path) -> Path:
     path = folder / "empty.yaml"
     path.write_text("{}\n")
     return path
+
+
+def damage(folder: Path, tmp_path: Path) -> Path:
+    """A copy of a shard folder in which every image of the last shard has a wrong bit."""
+    bad = tmp_path / "damaged"
+    shutil.copytree(folder, bad)
+    tar = sorted(bad.glob("*.tar"))[-1]
+    data = bytearray(tar.read_bytes())
+    for place in range(600, len(data), 1024):
+        data[place] ^= 1
+    tar.write_bytes(data)
+    return bad
 
 
 class Script:
@@ -131,6 +159,15 @@ def finish(scripts: list[Script], seconds: float = SECONDS) -> tuple[list[int], 
             if script.process.is_alive():
                 script.kill()
     return statuses, "\n".join(script.text for script in scripts)
+
+
+def wait_for_step(scripts: list[Script], run_dir: Path, step: int) -> None:
+    """Until the run has told this step; its processes must live until then."""
+    path, end = run_dir / "stats.jsonl", time.monotonic() + 60
+    while not path.exists() or path.read_text().count("\n") < step:
+        living = all(script.process.is_alive() for script in scripts)
+        assert living and time.monotonic() < end, "\n".join(script.text for script in scripts)
+        time.sleep(0.01)
 
 
 def train(folder: Path, arguments: list[str], script: str = "train_single.py") -> str:

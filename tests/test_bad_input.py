@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from runs import HOME, TORCHRUN, Script, empty_config, finish, newest, output, ranks, start, train, words
+from runs import HOME, TORCHRUN, Script, damage, empty_config, finish, newest, output, ranks, start, train, words
 
 from data import prepare
 from data.shards import write_index
@@ -41,18 +41,6 @@ def refusal(scripts: list[Script], *parts: str) -> str:
     assert len(own) == 1, text
     assert all(part in own[0] for part in parts), own[0]
     return own[0]
-
-
-def damage(folder, tmp_path):
-    """A copy of a shard folder in which every image of the last shard has a wrong bit."""
-    bad = tmp_path / "damaged"
-    shutil.copytree(folder, bad)
-    tar = sorted(bad.glob("*.tar"))[-1]
-    data = bytearray(tar.read_bytes())
-    for place in range(600, len(data), 1024):
-        data[place] ^= 1
-    tar.write_bytes(data)
-    return bad
 
 
 def test_an_empty_data_set(arguments, tmp_path):

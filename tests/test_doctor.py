@@ -1,12 +1,11 @@
 """The doctor: a good run passes; each fault has its line, its remedy and its exit status."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from runs import empty_config, words
+from runs import damage, empty_config, words
 
 from data.loader import Layout
 from launch import doctor, memory, rehearsal
@@ -92,14 +91,7 @@ def test_a_real_step_is_made_in_a_folder_of_its_own(run, tmp_path, monkeypatch):
 
 
 def test_a_fault_in_the_samples_is_found(run, shards, tmp_path):
-    bad = tmp_path / "bad"
-    shutil.copytree(shards, bad)
-    tar = sorted(bad.glob("*.tar"))[-1]
-    data = bytearray(tar.read_bytes())
-    for place in range(600, len(data), 1024):
-        data[place] ^= 1
-    tar.write_bytes(data)
-    status, _, lines = run(data__shards=bad)
+    status, _, lines = run(data__shards=damage(shards, tmp_path))
     assert status == 1 and "is damaged" in lines["shards"]["figure"] and "data.prepare" in lines["shards"]["remedy"]
     assert lines["one real step"]["figure"].startswith("not made")
 

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 import torch
-from runs import Script, empty_config, finish, ranks, stats, words
+from runs import empty_config, finish, ranks, wait_for_step, words
 
 from training.distributed import DistributedConfig
 from training.heartbeat import HUNG, Heartbeat, Pulse, Watched
@@ -17,18 +17,10 @@ HANG_S = 4
 ENDLESS = {"train__num_steps": 100_000, "log__every": 1, "checkpoint__every": 1_000_000, "distributed__hang_s": HANG_S}
 
 
-def wait_for_step(scripts: list[Script], run_dir, step: int) -> None:
-    end = time.monotonic() + 60
-    while not (run_dir / "stats.jsonl").exists() or len(stats(run_dir)) < step:
-        assert all(script.process.is_alive() for script in scripts), "\n".join(script.text for script in scripts)
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_stopped_rank_is_named_and_killed(shards, tmp_path):
     run_dir = tmp_path / "run"
     both = ranks(tmp_path, 2, [str(empty_config(tmp_path)), *words(shards, run_dir, **ENDLESS)])
-    wait_for_step(both, run_dir, 2)
+    wait_for_step(both, run_dir, 20)
     os.kill(both[1].process.pid, signal.SIGSTOP)
     began = time.monotonic()
     statuses, text = finish(both, 30)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import HOME, empty_config, finish, ranks, train, words
+from runs import BROKEN, HOME, empty_config, finish, ranks, train, words
 from torch import nn
 
 from training import hosts, replicas, snapshot, timeline
@@ -131,24 +131,12 @@ def test_each_rank_has_a_log_and_rank_0_speaks(shards, tmp_path):
 def test_a_bug_on_one_rank_is_a_line_with_host_and_rank(shards, tmp_path):
     """Its traceback is in the rank's log.  The bug: a step of the optimizer that is not there."""
     broken = tmp_path / "broken.py"
-    broken.write_text(
-        "import os, runpy, sys\n"
-        f"sys.path.insert(0, {str(HOME)!r})\n"
-        "from training.engine import DDP\n"
-        "step, last = DDP.step, [0]\n"
-        "def fail(self, lr):\n"
-        "    last[0] += 1\n"
-        "    if last[0] == 3 and self.rank == int(os.environ['BROKEN']):\n"
-        "        raise IndexError('nothing there')\n"
-        "    return step(self, lr)\n"
-        "DDP.step = fail\n"
-        f"runpy.run_path({str(HOME / 'train_ddp.py')!r}, run_name='__main__')\n"
-    )
+    broken.write_text(BROKEN)
     for rank in (0, 1):
         run_dir = tmp_path / f"run_{rank}"
         each = ranks(
             tmp_path / str(rank), 2, [str(empty_config(tmp_path)), *words(shards, run_dir)], str(broken),
-            env={"BROKEN": str(rank)},
+            env={"BROKEN_RANK": str(rank)},
         )  # fmt: skip
         statuses, text = finish(each, 40)
         assert statuses == [1, 1] and text.count("Traceback") == (rank == 0), text  # rank 0's log is the console

@@ -18,6 +18,7 @@ from runs import (
     stats,
     tensors,
     train,
+    wait_for_step,
     words,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,7 +87,7 @@ def test_a_signal_saves_and_the_same_command_continues(shards, tmp_path, number)
     settings = {"train__num_steps": 60, "data__num_workers": 2}
     arguments = [config, *words(shards, tmp_path / "run", **settings)]
     run = Script(tmp_path, "train_single.py", arguments)
-    _wait_for_step(run, tmp_path / "run", 3)
+    wait_for_step([run], tmp_path / "run", 3)
     run.kill(number)
     assert run.wait(20) == 0 and "Traceback" not in run.text, run.text
     step = checkpoint.read_state(newest(tmp_path / "run")).step
@@ -100,7 +101,7 @@ def test_a_signal_saves_and_the_same_command_continues(shards, tmp_path, number)
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(shards, tmp_path):
     arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", train__num_steps=400)]
     both = ranks(tmp_path, 2, arguments)
-    _wait_for_step(both[0], tmp_path / "run", 3)
+    wait_for_step(both, tmp_path / "run", 3)
     both[1].kill(signal.SIGTERM)
     statuses, text = finish(both, 30)
     assert statuses == [0, 0] and text.count("stopped at step") == 1 and "Traceback" not in text, text
@@ -109,7 +110,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(shards, tmp_path):
 
 def test_a_rank_that_is_killed_ends_the_others_with_one_line(shards, tmp_path):
     both = ranks(tmp_path, 2, [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", train__num_steps=4000)])
-    _wait_for_step(both[0], tmp_path / "run", 2)
+    wait_for_step(both, tmp_path / "run", 2)
     both[1].kill()
     statuses, text = finish(both, 30)
     assert statuses == [1, -signal.SIGKILL] and "lost contact with another rank" in text and "Traceback" not in text
@@ -134,10 +135,3 @@ def test_a_damaged_newest_checkpoint_is_told_and_trained_again(shards, tmp_path)
     text = train(tmp_path, arguments)
     assert "warning: " in text and "step_00000006 is not whole" in text and "continuing at step 4" in text
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
-
-
-def _wait_for_step(run: Script, run_dir, step: int) -> None:
-    path, end = run_dir / "stats.jsonl", time.monotonic() + 60
-    while not path.exists() or path.read_text().count("\n") < step:
-        assert run.process.is_alive() and time.monotonic() < end, run.text
-        time.sleep(0.01)

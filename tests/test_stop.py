@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from runs import Script, assert_same_bits, empty_config, finish, newest, ranks, stats, train, words
+from runs import Script, assert_same_bits, empty_config, finish, newest, ranks, train, wait_for_step, words
 
 from training import checkpoint, stop
 
@@ -21,13 +21,6 @@ def arguments(shards, tmp_path, **changes) -> list[str]:
     return [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", **(LONG | changes))]
 
 
-def wait_for_step(run: Script, run_dir, step: int) -> None:
-    end = time.monotonic() + 60
-    while not (run_dir / "stats.jsonl").exists() or len(stats(run_dir)) < step:
-        assert run.process.is_alive() and time.monotonic() < end, run.text
-        time.sleep(0.01)
-
-
 def marker(run_dir, name: str) -> dict:
     others = {"DONE", "REQUEUE", "STOP", "FAILED"} - {name}
     assert not [other for other in others if (run_dir / other).exists()]
@@ -36,7 +29,7 @@ def marker(run_dir, name: str) -> dict:
 
 def test_the_file_STOP_saves_leaves_REQUEUE_and_is_consumed(shards, tmp_path):
     run = start(shards, tmp_path, train__num_steps=4000)
-    wait_for_step(run, tmp_path / "run", 2)
+    wait_for_step([run], tmp_path / "run", 2)
     (tmp_path / "run" / "STOP").touch()
     assert run.wait(30) == 0, run.text
     told = marker(tmp_path / "run", "REQUEUE")
@@ -79,7 +72,7 @@ def test_an_old_STOP_is_not_for_this_start(shards, tmp_path):
 def test_markers_of_an_earlier_start_are_gone(shards, tmp_path):
     train(tmp_path, arguments(shards, tmp_path, train__num_steps=2))
     run = start(shards, tmp_path)
-    wait_for_step(run, tmp_path / "run", 3)
+    wait_for_step([run], tmp_path / "run", 3)
     assert not (tmp_path / "run" / "DONE").exists()
     run.kill()
     run.wait()
@@ -95,7 +88,7 @@ def test_a_refused_command_leaves_the_markers(shards, tmp_path):
 def test_an_echo_of_a_signal_is_the_same_signal(shards, tmp_path):
     """torchrun passes on to its ranks what Slurm or the terminal sent them already."""
     run = start(shards, tmp_path, train__num_steps=4000)
-    wait_for_step(run, tmp_path / "run", 2)
+    wait_for_step([run], tmp_path / "run", 2)
     for _ in range(3):
         run.kill(signal.SIGINT)
     assert run.wait(30) == 0 and "interrupted" not in run.text, run.text
@@ -129,7 +122,7 @@ def test_a_batch_script_stops_its_own_job_alone(tmp_path, monkeypatch):
 def test_a_hurried_run_makes_no_pictures(shards, tmp_path):
     changes = {"log__preview_every": 1, "log__num_previews": 8, "log__preview_steps": 30, "train__num_steps": 400}
     run = start(shards, tmp_path, **changes)
-    wait_for_step(run, tmp_path / "run", 1)
+    wait_for_step([run], tmp_path / "run", 1)
     run.kill(signal.SIGTERM)
     time.sleep(1.5 * stop.ECHO_S)
     if run.process.is_alive():
@@ -166,13 +159,13 @@ def test_a_STOP_during_the_first_compile_is_heard(shards, tmp_path):
 def test_a_job_waits_for_the_end_of_another_start_in_its_folder(shards, tmp_path):
     """As after a host died: its lock on a network file system outlives it for a while."""
     first = start(shards, tmp_path, train__num_steps=4000)
-    wait_for_step(first, tmp_path / "run", 2)
+    wait_for_step([first], tmp_path / "run", 2)
     refused = tmp_path / "refused.txt"
     second = start(shards, tmp_path, {"TRYON_REFUSED": str(refused)}, train__num_steps=4000)
     time.sleep(2)
     assert second.process.is_alive()
     first.kill()
     first.wait()
-    wait_for_step(second, tmp_path / "run", 5)
+    wait_for_step([second], tmp_path / "run", 5)
     (tmp_path / "run" / "STOP").touch()
     assert second.wait() == 0 and not refused.exists(), second.text

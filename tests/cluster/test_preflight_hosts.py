@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import machines
@@ -49,6 +51,16 @@ class Job:
 @pytest.fixture
 def job(tmp_path, shards, hosts) -> Job:
     return Job(tmp_path, shards)
+
+
+@contextmanager
+def stopped(process: subprocess.Popen) -> Iterator[None]:
+    """It stands still within, and is killed after."""
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def line_of(text: str, *said: str) -> str:
@@ -95,11 +107,8 @@ def test_a_slow_link(job, faults):
 
 def test_a_host_that_stops_at_the_start(job, faults):
     one, two = (job.start(host, "--seconds", SHORT) for host in machines.HOSTS)
-    os.kill(two.pid, signal.SIGSTOP)
-    try:
+    with stopped(two):
         text = job.end(one, status=1)
-    finally:
-        os.killpg(two.pid, signal.SIGKILL)
     assert job.took < float(SHORT) + 10 and job.excluded() == "nodeB\n"
     faults("preflight: a host's process is stopped", line_of(text, "error: host nodeB: did not answer"), job.took)
 
@@ -109,11 +118,8 @@ def test_a_rank_that_stops_while_links_are_measured(job, faults):
     end = time.monotonic() + 20
     board = Board(machines.ADDRESSES["nodeA"], int(job.port), serves=False, prefix="preflight/0", until=end)
     assert board.read(["facts/1"], end)
-    os.kill(two.pid, signal.SIGSTOP)
-    try:
+    with stopped(two):
         text = job.end(one, status=1)
-    finally:
-        os.killpg(two.pid, signal.SIGKILL)
     line = line_of(text, "error: host nodeB: rank 1 stopped answering")
     assert job.took < float(SHORT) + 10 and job.excluded() == "nodeB\n" and "nodeA:" not in text
     faults("preflight: a rank stops while links are measured", line, job.took)
@@ -121,11 +127,8 @@ def test_a_rank_that_stops_while_links_are_measured(job, faults):
 
 def test_the_host_of_the_board_stops(job, faults):
     one, two = (job.start(host, "--seconds", SHORT) for host in machines.HOSTS)
-    os.kill(one.pid, signal.SIGSTOP)
-    try:
+    with stopped(one):
         text = job.end(two, status=1)
-    finally:
-        os.killpg(one.pid, signal.SIGKILL)
     assert job.took < float(SHORT) + 10 and job.excluded() == "nodeA\n"
     faults("preflight: the first host is stopped", line_of(text, "error: host nodeA: gives no answer"), job.took)
 

@@ -5,23 +5,9 @@ from pathlib import Path
 
 import machines
 import pytest
-from runs import HOME, empty_config, output, words
+from runs import BROKEN, empty_config, output, words
 
 ENDLESS = {"train__num_steps": 100_000, "checkpoint__every": 20, "distributed__hang_s": 6, "distributed__timeout_s": 60}
-
-BROKEN = f"""
-import os, runpy, sys
-sys.path.insert(0, {str(HOME)!r})
-from training.engine import DDP
-step, steps = DDP.step, [0]
-def fail(self, lr):
-    steps[0] += 1
-    if steps[0] == 3 and self.rank == int(os.environ["BROKEN_RANK"]):
-        raise IndexError("nothing there")
-    return step(self, lr)
-DDP.step = fail
-runpy.run_path({str(HOME / "train_ddp.py")!r}, run_name="__main__")
-"""
 
 
 @pytest.fixture
