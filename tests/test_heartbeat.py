@@ -20,7 +20,7 @@ ENDLESS = {"train__num_steps": 100_000, "log__every": 1, "checkpoint__every": 1_
 def test_a_stopped_rank_is_named_and_killed(shards, tmp_path):
     run_dir = tmp_path / "run"
     both = ranks(tmp_path, 2, [str(empty_config(tmp_path)), *words(shards, run_dir, **ENDLESS)])
-    wait_for_step(both, run_dir, 20)
+    wait_for_step(both, run_dir, 2)
     os.kill(both[1].process.pid, signal.SIGSTOP)
     began = time.monotonic()
     statuses, text = finish(both, 30)

@@ -66,6 +66,7 @@ class Pulse:
         self._watch = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Pulse":
+        self._tell(0)  # a rank that stops before its first interval is over is known all the same
         self._watch.start()
         return self
 
@@ -116,15 +117,11 @@ class Pulse:
 
     def _run(self) -> None:
         interval = min(5.0, max(0.2, (self.hang_s or self.patience_s) / 20))
-        path = self.folder / socket.gethostname() / f"rank_{get_rank()}.json"
         ticks, watched = 0, Watched()
         while True:
             ended = self._ended.wait(interval)
             ticks += 1
-            beat = Heartbeat(
-                self.start, get_rank(), socket.gethostname(), os.getpid(), self.step, self.phase, self.beats, ticks
-            )
-            _write(path, beat)
+            self._tell(ticks)
             if ended:
                 return
             stood = time.monotonic() - self.progressed
@@ -134,6 +131,11 @@ class Pulse:
             watched.look(self.folder, self.start)
             if stood > self._limit() and watched.all_stood_for(self._limit() / 2 - 2 * interval):
                 self._end(watched.verdict(stood), watched.speaks_for_host())
+
+    def _tell(self, ticks: int) -> None:
+        host = socket.gethostname()
+        beat = Heartbeat(self.start, get_rank(), host, os.getpid(), self.step, self.phase, self.beats, ticks)
+        _write(self.folder / host / f"rank_{get_rank()}.json", beat)
 
     def _end(self, verdict: str, aloud: bool) -> None:
         """Says who stopped, leaves behind what helps to find out why, and ends this process."""
