@@ -1,154 +1,38 @@
 """From photographs to samples: who is left without the garment, the garment by itself, both at a stage's size.
 
 H, W pixels; K keypoints.  Masking and cutting out happen at the photograph's resolution, before the antialiased
-resize.  Every length is a fraction of the body's, never a number of pixels.
+resize.
 """
 
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from data.pose import NUM_JOINTS, move, normalise
-from data.schema import JOINTS, Part, Photo, Sample
+from data.agnostic import GRAY, box_mean, clothing_agnostic
+from data.framing import MASK_MARGIN, Box, bounding_box, crop_pose, fit, person_box, whole, widen
+from data.pose import NUM_JOINTS
+from data.schema import Part, Photo, Sample
 
-GRAY = 128
-PASTED = (Part.HEAD, Part.LOWER, Part.LEGS, Part.FEET)  # and the hands
-MARGIN = 0.015  # of body_size: how far the garment's colours may bleed over its edge in photograph and parse map
-# A hand is 0.7 of the forearm; these are fractions of the forearm's length, measured beyond the wrist.
-HAND_START, HAND_CENTER, HAND_RADIUS = 0.1, 0.4, 0.45
 SOFT_EDGE = 0.003  # of the garment's size
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The photograph as a viewer shows it, EXIF orientation applied.  -> (H, W, 3) uint8 RGB
+class Preparation(NamedTuple):
+    """How photographs become samples."""
 
-    Raises ValueError naming file and remedy when it is missing, broken, cut off, or has 16 or 32 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: this image is missing; put it there, or remove its row or photo") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error}); copy it again, or --skip-bad") from error
-    if upright.mode[0] in "IF":
-        raise ValueError(f"{path}: has {upright.mode} pixels; save it with 8 bits a channel")
-    return np.array(upright.convert("RGB"))
-
-
-def clothing_agnostic(photo: Photo) -> np.ndarray:
-    """The person without the garment and without its outline.  -> (H, W, 3) uint8
-
-    Zhu et al. 2023, Sec. 3: the person's whole bounding box is gray; head, hands and lower body are pasted back.
-    The neck is not: the neckline is the garment's.  What is pasted ends a MARGIN before anything that is hidden, so
-    that no rim of the garment remains; islands of wrong labels inside the garment go with it.
-    """
-    person = photo.parts != Part.BACKGROUND
-    margin = max(1, round(MARGIN * body_size(photo.parts)))
-    pasted = np.isin(photo.parts, PASTED) | hand(photo, "left") | hand(photo, "right")
-    pasted &= ~grow(person & ~pasted, margin)
-    agnostic = photo.image.copy()
-    agnostic[bounding_box(person, margin)] = GRAY
-    agnostic[pasted] = photo.image[pasted]
-    return agnostic
-
-
-def hand(photo: Photo, side: str) -> np.ndarray:
-    """The pixels of the 'left' or 'right' arm that belong to its hand.  -> (H, W) bool
-
-    They lie beyond the wrist, seen from the elbow, within a hand's length; none when elbow or wrist is invisible.
-    So a sleeve that the parse map takes for an arm can leak no more than what it covers of the hand.  Forearms are
-    equally long, so that the longer one tells the size of a hand whose forearm points at the camera.
-    """
-    forearms = {}
-    for name in ("left", "right"):
-        elbow, wrist = (photo.pose[JOINTS.index(f"{name}_{joint}")] for joint in ("elbow", "wrist"))
-        if elbow[2] and wrist[2]:
-            forearms[name] = wrist[:2] - elbow[:2]
-    if side not in forearms or not forearms[side].any():
-        return np.zeros(photo.parts.shape, bool)
-    length = max(np.linalg.norm(forearm) for forearm in forearms.values())
-    ux, uy = forearms[side] / np.linalg.norm(forearms[side])
-    wrist_x, wrist_y, _ = photo.pose[JOINTS.index(f"{side}_wrist")]
-    height, width = photo.parts.shape
-    x, y = np.arange(width) - wrist_x, (np.arange(height) - wrist_y)[:, None]
-    near = np.hypot(x - HAND_CENTER * length * ux, y - HAND_CENTER * length * uy) < HAND_RADIUS * length
-    beyond = x * ux + y * uy > HAND_START * length
-    return near & beyond & (photo.parts == (Part.LEFT_ARM if side == "left" else Part.RIGHT_ARM))
-
-
-def body_size(parts: np.ndarray) -> float:
-    """How large the person is, in pixels: the root of the area, about two shoulder widths."""
-    return float(np.sqrt((parts != Part.BACKGROUND).sum()))
-
-
-def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """Rows and columns that hold the mask and a margin around it, within the frame; empty for an empty mask."""
-    box = []
-    for axis in (1, 0):
-        places = np.flatnonzero(mask.any(axis))
-        box.append(slice(max(0, places[0] - margin), places[-1] + 1 + margin) if len(places) else slice(0, 0))
-    return box[0], box[1]
-
-
-def grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """The mask (H, W) and everything within a square of this radius around it."""
-    return box_mean(mask, radius) > 0
-
-
-def box_mean(mask: np.ndarray, radius: int) -> np.ndarray:
-    """The share of the mask (H, W) in the square of 2 radius + 1 pixels around each pixel.
-
-    Beyond the frame the mask goes on as it is at the frame's edge.
-    """
-    counts, width = np.pad(mask.astype(np.int32), radius, mode="edge"), 2 * radius + 1
-    for axis in (0, 1):
-        sums = np.cumsum(np.insert(counts, 0, 0, axis), axis)
-        counts = np.delete(sums, slice(width), axis) - np.delete(sums, slice(-width, None), axis)
-    return counts / width**2
+    size: tuple[int, int]  # (height, width)
+    rule: str = "paper"  # of the clothing-agnostic image, one of data.agnostic.RULES
+    crop: bool = False  # to the person, and to the garment or its wearer; otherwise the whole photograph is fitted in
 
 
 def soft_alpha(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) bool as alpha in [0, 1], fading out inside its edge: no background shines through."""
     radius = round(SOFT_EDGE * np.sqrt(mask.sum()))
-    return np.clip(2 * box_mean(mask, radius) - 1, 0, 1)
+    return np.clip(2 * box_mean(mask, radius) - 1, 0, 1) * mask  # outside, a corner may be half surrounded
 
 
 def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The image (H, W, 3) uint8 where alpha (H, W) is 1, gray where it is 0, mixed between."""
     return np.uint8(GRAY + alpha[..., None] * (image - np.float64(GRAY)) + 0.5)
-
-
-def placement(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How an image of source (height, width) lies in the middle of a frame: its size there, its offset there (y, x)."""
-    scale = min(size[0] / source[0], size[1] / source[1])
-    inner = tuple(min(max(1, round(side * scale)), room) for side, room in zip(source, size, strict=True))
-    return inner, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
-
-
-def fit(image: np.ndarray, size: tuple[int, int], fill: int | None = None) -> np.ndarray:
-    """The whole image in a frame of size (height, width), its proportions kept.
-
-    (H, W, 3) uint8 is resized by Lanczos' filter, labels (H, W) uint8 by the nearest.  What is left of the frame is
-    fill, or without one repeats the image's edge.
-    """
-    (height, width), (top, left) = placement(image.shape[:2], size)
-    resample = Image.Resampling.LANCZOS if image.ndim == 3 else Image.Resampling.NEAREST
-    resized = np.asarray(Image.fromarray(image).resize((width, height), resample))
-    room = [(top, size[0] - height - top), (left, size[1] - width - left), (0, 0)][: image.ndim]
-    return np.pad(resized, room, mode="edge") if fill is None else np.pad(resized, room, constant_values=fill)
-
-
-def fit_pose(pose: np.ndarray, source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """The pose (K, 3), in pixels of an image of source (height, width), as fractions of the frame that fit makes.
-
-    A joint outside the photograph is invisible.
-    """
-    inner, offset = placement(source, size)
-    scale = (inner[0] / source[0], inner[1] / source[1])
-    inside = pose * (normalise(pose, source)[:, 2:] > 0)
-    return normalise(move(inside, scale, offset), size)
 
 
 def check_photo(photo: Photo, where: str) -> None:
@@ -162,36 +46,103 @@ def check_photo(photo: Photo, where: str) -> None:
         raise ValueError(f"{where}: no pixel is labelled upper garment; check --label-map, or leave this photo out")
 
 
-def make_sample(key: str, person: Photo, garment: Photo, size: tuple[int, int]) -> Sample:
-    """The sample of a garment that somebody wears in its photo; size (height, width).
+def make_sample(key: str, person: Photo, garment: Photo, how: Preparation) -> Sample:
+    """The sample of a garment that somebody wears in its photo.
 
-    The garment keeps its place and its wearer's pose.  Raises ValueError when a photo shows no upper garment.
+    The garment keeps its place and its wearer's pose, and is framed as its wearer is.  Raises ValueError when a photo
+    shows no upper garment.
     """
+    check_photo(person, f"sample {key!r}, person photo")
     check_photo(garment, f"sample {key!r}, garment photo")
     worn = cut_out(garment.image, soft_alpha(garment.parts == Part.UPPER))
-    pose = fit_pose(garment.pose, garment.parts.shape, size)
-    return _sample(key, person, worn, pose, size)
+    box = _person_box(garment.image, garment.pose, garment.parts, how)
+    return _sample(
+        key,
+        (person.image, clothing_agnostic(person, how.rule), worn),
+        (person.pose, garment.pose),
+        (_person_box(person.image, person.pose, person.parts, how), box),
+        how.size,
+        fill=GRAY,
+    )
 
 
-def make_flat_sample(key: str, person: Photo, cloth: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Sample:
-    """The sample of a garment that lies flat: cloth (H, W, 3) uint8, mask (H, W) bool; size (height, width).
+def make_flat_sample(key: str, person: Photo, cloth: np.ndarray, mask: np.ndarray, how: Preparation) -> Sample:
+    """The sample of a garment that lies flat: cloth (H, W, 3) uint8, mask (H, W) bool.
 
-    It has no pose: every joint is invisible.  Raises ValueError when the mask is empty or of another size, or the
-    person's photo shows no upper garment.
+    It has no pose: every joint is invisible, and its mask frames it.  Raises ValueError when the mask is empty or of
+    another size, or the person's photo shows no upper garment.
     """
+    check_photo(person, f"sample {key!r}, person photo")
     if mask.shape != cloth.shape[:2] or not mask.any():
         raise ValueError(f"sample {key!r}: the cloth mask is empty or not of the cloth's size; copy both again")
-    flat = cut_out(cloth, soft_alpha(mask))
-    return _sample(key, person, flat, np.zeros((NUM_JOINTS, 3), np.float32), size)
+    box = widen(bounding_box(mask, 0), MASK_MARGIN, mask.shape, how.size) if how.crop else whole(mask.shape)
+    return _sample(
+        key,
+        (person.image, clothing_agnostic(person, how.rule), cut_out(cloth, soft_alpha(mask))),
+        (person.pose, None),
+        (_person_box(person.image, person.pose, person.parts, how), box),
+        how.size,
+        fill=GRAY,
+    )
 
 
-def _sample(key: str, person: Photo, garment: np.ndarray, garment_pose: np.ndarray, size: tuple[int, int]) -> Sample:
-    check_photo(person, f"sample {key!r}, person photo")
+def make_ready_sample(
+    key: str,
+    person: np.ndarray,
+    agnostic: np.ndarray,
+    garment: np.ndarray,
+    person_pose: np.ndarray,
+    garment_pose: np.ndarray | None,
+    how: Preparation,
+) -> Sample:
+    """The sample of images (H, W, 3) uint8 that were all given; poses (K, 3) in pixels of their images.
+
+    A garment without pose lies flat, and is not cropped: nothing says where it is.  Raises ValueError when the
+    clothing-agnostic image is not of the person's size.
+    """
+    if agnostic.shape != person.shape:
+        raise ValueError(
+            f"sample {key!r}: the clothing-agnostic image has {agnostic.shape[0]}x{agnostic.shape[1]} pixels, but the "
+            f"person {person.shape[0]}x{person.shape[1]}; both must be the same picture: make one of them again"
+        )
+    flat = garment_pose is None
+    return _sample(
+        key,
+        (person, agnostic, garment),
+        (person_pose, garment_pose),
+        (
+            _person_box(person, person_pose, None, how),
+            whole(garment.shape[:2]) if flat else _person_box(garment, garment_pose, None, how),
+        ),
+        how.size,
+        fill=None,
+    )
+
+
+def _person_box(image: np.ndarray, pose: np.ndarray, parts: np.ndarray | None, how: Preparation) -> Box:
+    size = image.shape[:2]
+    return person_box(size, pose, parts, how.size) if how.crop else whole(size)
+
+
+def _sample(
+    key: str,
+    images: tuple[np.ndarray, np.ndarray, np.ndarray],
+    poses: tuple[np.ndarray, np.ndarray | None],
+    boxes: tuple[Box, Box],
+    size: tuple[int, int],
+    fill: int | None,
+) -> Sample:
+    """The sample of person, clothing-agnostic and garment image, the former two cut to the same box.
+
+    fill is the ground on which the garment lies.
+    """
+    person, agnostic, garment = images
+    no_pose = np.zeros((NUM_JOINTS, 3), np.float32)
     return Sample(
         key=key,
-        person=fit(person.image, size),
-        clothing_agnostic=fit(clothing_agnostic(person), size),
-        garment=fit(garment, size, fill=GRAY),
-        person_pose=fit_pose(person.pose, person.parts.shape, size),
-        garment_pose=garment_pose,
+        person=fit(person[boxes[0]], size),
+        clothing_agnostic=fit(agnostic[boxes[0]], size),
+        garment=fit(garment[boxes[1]], size, fill),
+        person_pose=crop_pose(poses[0], boxes[0], size),
+        garment_pose=no_pose if poses[1] is None else crop_pose(poses[1], boxes[1], size),
     )

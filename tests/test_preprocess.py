@@ -1,200 +1,16 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from data.parts import CIHP, COTTON, read_parse
-from data.pose import read_pose
-from data.preprocess import (
-    GRAY,
-    body_size,
-    box_mean,
-    clothing_agnostic,
-    cut_out,
-    fit,
-    fit_pose,
-    grow,
-    hand,
-    make_flat_sample,
-    make_sample,
-    read_image,
-)  # fmt: skip
+from data.agnostic import GRAY, grow
+from data.framing import fit, person_box
+from data.images import read_image
+from data.pose import move
+from data.preprocess import Preparation, cut_out, make_flat_sample, make_ready_sample, make_sample, soft_alpha
 from data.schema import JOINTS, Part, Photo
-from data.synthetic import draw_pair, render
-from data.synthetic_garments import Garment
-from data.synthetic_people import Person, Pose
+from data.synthetic import draw_pair
+from tests.real_photos import cotton
 
 SIZE = (256, 192)
-ARMS = (Part.LEFT_ARM, Part.RIGHT_ARM)
-
-
-def joint(name):
-    return JOINTS.index(name)
-
-
-def cotton(folder, number):
-    cotton = folder / "cotton"
-    return Photo(
-        read_image(cotton / f"image/{number}.jpg"),
-        read_parse(cotton / f"image-parse/{number}.png", COTTON),
-        read_pose(cotton / f"openpose_json/{number}_keypoints.json"),
-    )
-
-
-def long_sleeves(index):
-    """Person, garment with long sleeves, and a pose whose arms are seen."""
-    rng = np.random.default_rng(index)
-    person, garment, pose = Person.sample(rng), Garment.sample(rng), Pose.sample(rng)
-    return person, garment._replace(sleeves="long", sleeve_length=0.95), pose
-
-
-def test_read_image_is_rgb_and_upright(tmp_path):
-    picture = np.zeros((20, 30, 3), np.uint8)
-    picture[:, :15] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
-    read = read_image(tmp_path / "a.png")
-    assert read.shape == (30, 20, 3) and read.dtype == np.uint8
-    assert (read[:15] == (255, 0, 0)).all() and not read[15:].any()
-
-
-def test_read_image_names_what_is_missing_broken_or_cut_off(tmp_path):
-    with pytest.raises(ValueError, match=r"none.jpg.*missing"):
-        read_image(tmp_path / "none.jpg")
-    (tmp_path / "a.jpg").write_text("not found")
-    with pytest.raises(ValueError, match=r"a.jpg: not a readable image.*copy it again"):
-        read_image(tmp_path / "a.jpg")
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for name in ("b.jpg", "b.png"):
-        Image.fromarray(noise).save(tmp_path / name)
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match=rf"{name}: not a readable image"):
-            read_image(tmp_path / name)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep.png.*8 bits"):
-        read_image(tmp_path / "deep.png")
-
-
-def test_box_mean_is_the_mean_of_the_square():
-    mask = np.random.default_rng(0).random((20, 15)) > 0.7
-    padded = np.pad(mask.astype(float), 3, mode="edge")
-    expected = np.lib.stride_tricks.sliding_window_view(padded, (7, 7)).mean((2, 3))
-    np.testing.assert_allclose(box_mean(mask, 3), expected)
-    assert (box_mean(mask, 0) == mask).all()
-
-
-@pytest.mark.parametrize("index", range(8))
-def test_the_garments_colour_never_reaches_the_agnostic_image(index):
-    """Not even by the antialiased rim: two garments that differ in colour alone leave the same picture."""
-    rng = np.random.default_rng(index)
-    person, garment, pose = Person.sample(rng), Garment.sample(rng), Pose.sample(rng)
-    red, blue = (
-        render(person, garment._replace(base=color, second=color[::-1]), pose, SIZE)
-        for color in ((1.0, 0.0, 0.2), (0.0, 1.0, 0.9))
-    )
-    assert (red.image[red.parts == Part.UPPER] != blue.image[red.parts == Part.UPPER]).any()
-    assert (clothing_agnostic(red) == clothing_agnostic(blue)).all()
-
-
-@pytest.mark.parametrize("number", range(10))
-def test_no_garment_pixel_survives_on_real_photographs(real_data, number):
-    photo = cotton(real_data, number)
-    agnostic = clothing_agnostic(photo)
-    assert (agnostic[grow(photo.parts == Part.UPPER, 4)] == GRAY).all()
-    assert (agnostic[photo.parts == Part.NECK] == GRAY).all()
-    kept = [(agnostic[photo.parts == part] == photo.image[photo.parts == part]).all(-1).mean() for part in (1, 4)]
-    assert min(kept) > 0.85, f"head and trousers are pasted back, but {kept} of their pixels are"
-
-
-def test_the_whole_box_is_gray_but_nothing_beyond():
-    photo = draw_pair(0, 4, SIZE)[0]
-    agnostic, person = clothing_agnostic(photo), photo.parts != Part.BACKGROUND
-    rows, columns = np.flatnonzero(person.any(1)), np.flatnonzero(person.any(0))
-    inside = np.zeros(SIZE, bool)
-    inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    assert (inside & ~person).any() and (agnostic[inside & ~person] == GRAY).all()
-    margin = 1 + round(0.03 * body_size(photo.parts))
-    assert (agnostic[~grow(inside, margin)] == photo.image[~grow(inside, margin)]).all()
-
-
-def test_hands_are_where_hands_are(real_data):
-    photo = cotton(real_data, 9)
-    right = hand(photo, "right")
-    wrist = photo.pose[joint("right_wrist"), :2]
-    y, x = np.argwhere(right).mean(0)
-    assert right.sum() > 500 and (photo.parts[right] == Part.RIGHT_ARM).all()
-    assert wrist[1] < y < wrist[1] + 100 and abs(x - wrist[0]) < 40
-    agnostic = clothing_agnostic(photo)
-    assert (agnostic[right] == photo.image[right]).all(-1).mean() > 0.6
-    upper_arm = np.isin(photo.parts, ARMS) & ~right & ~hand(photo, "left")
-    assert upper_arm.sum() > 5000 and (agnostic[upper_arm] == GRAY).all()
-
-
-@pytest.mark.parametrize("lost", ["right_elbow", "right_wrist"])
-def test_without_elbow_or_wrist_there_is_no_hand(real_data, lost):
-    photo = cotton(real_data, 9)
-    pose = photo.pose.copy()
-    pose[joint(lost)] = 0
-    blind = photo._replace(pose=pose)
-    assert hand(photo, "right").any() and not hand(blind, "right").any() and hand(blind, "left").any()
-
-
-@pytest.mark.parametrize("scale", [1, 3])
-def test_a_hand_is_at_most_as_long_as_hands_are(scale):
-    """Even where everything is labelled arm: from 0.1 to 0.85 of the forearm beyond the wrist."""
-    parts = np.full((200 * scale, 200 * scale), Part.RIGHT_ARM, np.uint8)
-    pose = np.zeros((18, 3), np.float32)
-    pose[joint("right_elbow")], pose[joint("right_wrist")] = (100 * scale, 20 * scale, 1), (100 * scale, 80 * scale, 1)
-    region = hand(Photo(np.zeros((*parts.shape, 3), np.uint8), parts, pose), "right")
-    rows, columns = np.flatnonzero(region.any(1)) / scale, np.flatnonzero(region.any(0)) / scale
-    np.testing.assert_allclose([rows[0], rows[-1], columns[0], columns[-1]], [86, 131, 73, 127], atol=1.1)
-
-
-def test_wrist_on_the_elbow_is_no_hand(real_data):
-    photo = cotton(real_data, 9)
-    pose = photo.pose.copy()
-    pose[joint("right_wrist")] = pose[joint("right_elbow")]
-    assert not hand(photo._replace(pose=pose), "right").any()
-
-
-def test_sleeves_labelled_as_arms_do_not_leak():
-    leaked, sleeve_pixels = 0, 0
-    for index in range(12):
-        photo = render(*long_sleeves(index), SIZE)
-        bare = render(
-            *(part._replace(sleeves="none") if i == 1 else part for i, part in enumerate(long_sleeves(index))), SIZE
-        )
-        sleeve = (photo.parts == Part.UPPER) & np.isin(bare.parts, ARMS)
-        mislabelled = photo._replace(parts=np.where(sleeve, bare.parts, photo.parts))
-        leaked += (clothing_agnostic(mislabelled)[sleeve] != GRAY).any(-1).sum()
-        sleeve_pixels += sleeve.sum()
-    assert sleeve_pixels > 10_000 and leaked < 0.01 * sleeve_pixels, f"{leaked} of {sleeve_pixels}"
-
-
-def test_real_sleeves_labelled_as_arms_do_not_leak(real_data):
-    """Person 07445_00 of VITON-HD: burgundy sleeves, which the parse map takes for bare arms."""
-    folder = real_data / "viton_hd/test"
-    photo = Photo(
-        read_image(folder / "image/07445_00.jpg"),
-        read_parse(folder / "image-parse/07445_00.png", CIHP),
-        read_pose(folder / "openpose-json/07445_00_keypoints.json"),
-    )
-    cloth = np.median(photo.image[photo.parts == Part.UPPER], axis=0)
-    sleeves = np.isin(photo.parts, ARMS) & (np.abs(photo.image - cloth).max(-1) < 30)
-    sleeves[808:] = False  # below both cuffs there is only the shadow of the skirt, of the same colour
-    agnostic = clothing_agnostic(photo)
-    assert sleeves.sum() > 20_000 and (agnostic[sleeves] == GRAY).all()
-    assert (agnostic[hand(photo, "right")] != GRAY).any(-1).mean() > 0.8, "the hands are still there"
-
-
-def test_sizes_scale_with_the_photograph(real_data):
-    photo = cotton(real_data, 6)
-    double = Photo(photo.image.repeat(2, 0).repeat(2, 1), photo.parts.repeat(2, 0).repeat(2, 1), photo.pose * [2, 2, 1])
-    small, large = clothing_agnostic(photo), clothing_agnostic(double)[::2, ::2]
-    person = photo.parts != Part.BACKGROUND
-    differs = (small != large).any(-1)[person].mean()
-    assert differs < 0.01, f"{differs:.3%} of the person"
 
 
 def test_cut_out_is_gray_outside_and_mixed_at_the_edge():
@@ -204,7 +20,7 @@ def test_cut_out_is_gray_outside_and_mixed_at_the_edge():
 
 def test_garment_is_whole_and_alone():
     person, garment = draw_pair(0, 4, SIZE)
-    sample = make_sample("a", person, garment, SIZE)
+    sample = make_sample("a", person, garment, Preparation(SIZE))
     worn = garment.parts == Part.UPPER
     core = ~grow(~worn, 2)
     assert (sample.garment[core] == garment.image[core]).all() and (sample.garment[~worn] == GRAY).all()
@@ -212,60 +28,109 @@ def test_garment_is_whole_and_alone():
     assert (sample.person == person.image).all() and (sample.garment_pose != sample.person_pose).any()
 
 
-def test_fit_keeps_proportions_and_repeats_the_edge():
-    tall = np.zeros((400, 300, 3), np.uint8)
-    tall[150:250, 100:200] = 255  # a square
-    tall[:, 0] = (9, 99, 199)
-    square = fit(tall, (128, 128))
-    bright = square[..., 0] > 127
-    assert square.shape == (128, 128, 3)
-    assert bright.any(0).sum() == bright.any(1).sum() == 32
-    assert (square[64, :16] == square[64, 16]).all() and square[64, 16, 2] > 50
-    assert (fit(tall, (128, 128), fill=GRAY)[:, :16] == GRAY).all()
-    assert fit(tall, (64, 128)).shape == (64, 128, 3)
-
-
-def test_fit_is_antialiased_but_never_mixes_labels():
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[::2] = 254
-    assert np.abs(fit(stripes, (64, 64))[8:-8].astype(int) - 127).max() <= 2
-    labels = np.uint8([[0, 9]]).repeat(100, 0).repeat(50, 1)
-    assert np.unique(fit(labels, (33, 33))).tolist() == [0, 9]
-
-
-@pytest.mark.parametrize("size", [(128, 128), (96, 128), (128, 96), (37, 61)])
-def test_pose_follows_its_image(size):
-    image, pose = np.zeros((400, 300, 3), np.uint8), np.zeros((18, 3), np.float32)
-    image[290:310, 190:210] = 255
-    pose[4], pose[7] = (200, 300, 1), (310, 20, 1)
-    fitted = fit_pose(pose, (400, 300), size)
-    spot = fit(image, size)[..., 0].astype(float)
-    y, x = (np.arange(n) + 0.5 for n in size)
-    center = ((spot.sum(0) * x).sum() / spot.sum(), (spot.sum(1) * y).sum() / spot.sum())
-    np.testing.assert_allclose(fitted[4, :2] * size[::-1], center, atol=0.2)
-    assert fitted[4, 2] == 1 and not fitted[7].any(), "outside the photograph, though inside the padded frame"
+def test_a_garment_at_the_edge_of_its_photograph_ends_there():
+    person, garment = draw_pair(0, 4, SIZE)
+    garment.image[:, :20], garment.parts[:, :20] = (200, 30, 30), Part.UPPER
+    sample = make_sample("a", person, garment, Preparation((256, 256)))
+    assert (sample.garment[:, 32:48] != GRAY).any() and (sample.garment[:, :31] == GRAY).all()
 
 
 def test_flat_garment_has_no_pose(real_data):
     photo = cotton(real_data, 3)
     cloth = read_image(real_data / "cotton/cloth/3.jpg")
     mask = read_image(real_data / "cotton/cloth-mask/3.png")[..., 0] >= 128
-    sample = make_flat_sample("3", photo, cloth, mask, (128, 128))
+    sample = make_flat_sample("3", photo, cloth, mask, Preparation((128, 128)))
     assert sample.garment_pose.shape == (18, 3) and not sample.garment_pose.any()
     assert sample.person_pose[:, 2].sum() == 18
     assert (sample.garment[0] == GRAY).all() and (sample.garment[:, :20] == GRAY).all()
     olive = sample.garment[64, 64].astype(int)
     assert olive[0] > olive[2] + 10, f"RGB, not BGR: {olive}"
     with pytest.raises(ValueError, match=r"'3': the cloth mask is empty"):
-        make_flat_sample("3", photo, cloth, mask & False, (128, 128))
+        make_flat_sample("3", photo, cloth, mask & False, Preparation((128, 128)))
 
 
 def test_a_photo_without_garment_is_refused():
     person, garment = draw_pair(0, 0, (64, 64))
     bare = garment._replace(parts=np.where(garment.parts == Part.UPPER, 0, garment.parts).astype(np.uint8))
+    how = Preparation((64, 64))
     with pytest.raises(ValueError, match=r"'k', garment photo: no pixel is labelled upper garment; check --label-map"):
-        make_sample("k", person, bare, (64, 64))
+        make_sample("k", person, bare, how)
     with pytest.raises(ValueError, match=r"'k', person photo: no pixel"):
-        make_sample("k", bare, garment, (64, 64))
+        make_sample("k", bare, garment, how)
     with pytest.raises(ValueError, match=r"64x32 pixels, but its photograph has 64x64"):
-        make_sample("k", person._replace(parts=person.parts[:, ::2]), garment, (64, 64))
+        make_sample("k", person._replace(parts=person.parts[:, ::2]), garment, how)
+
+
+def test_soft_edges_lie_inside_the_mask_and_scale_with_it(real_data):
+    mask = read_image(real_data / "cotton/cloth-mask/3.png")[..., 0] >= 128
+    alpha = soft_alpha(mask)
+    assert not alpha[~mask].any() and (alpha[mask & grow(~mask, 1)] < 1).mean() > 0.9
+    assert (alpha == 1).sum() > 0.98 * mask.sum()
+    double = soft_alpha(mask.repeat(2, 0).repeat(2, 1))[::2, ::2]
+    assert np.abs(double - alpha).mean() < 0.002
+
+
+@pytest.mark.parametrize("rule", ["paper", "viton_hd"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_person_agnostic_and_pose_share_one_frame(real_data, crop, rule):
+    """Wherever the agnostic image is not gray it is the person's, pixel by pixel, and the nose lies on the head."""
+    photo = cotton(real_data, 3)
+    wide = np.pad(photo.image, ((0, 0), (900, 300), (0, 0)), mode="edge")
+    parts = np.pad(photo.parts, ((0, 0), (900, 300)))
+    person = Photo(wide, parts, move(photo.pose, (1, 1), (0, 900)))
+    sample = make_sample("a", person, photo, Preparation((256, 256), rule, crop))
+    same = (np.abs(sample.person.astype(int) - sample.clothing_agnostic).max(-1) < 3).mean()
+    assert same > 0.4
+    x, y = (sample.person_pose[JOINTS.index("nose"), :2] * 256).astype(int)
+    assert (sample.clothing_agnostic[y, x] == sample.person[y, x]).all() and sample.person[y, x].max() < 230
+    height = np.ptp(sample.person_pose[:, 1]) * 256
+    assert (height > 190) if crop else (height < 120), "cropped, the person fills the frame"
+    assert (sample.garment_pose[:, 1] > 0).all() and abs(np.ptp(sample.garment_pose[:, 1]) * 256 - 213) < 15
+
+
+def test_a_flat_garment_is_framed_by_its_mask(real_data):
+    photo = cotton(real_data, 3)
+    cloth = read_image(real_data / "cotton/cloth/3.jpg")
+    mask = read_image(real_data / "cotton/cloth-mask/3.png")[..., 0] >= 128
+    loose, tight = (
+        make_flat_sample("3", photo, cloth, mask, Preparation((128, 128), crop=crop)) for crop in (False, True)
+    )
+    shown = [(np.abs(sample.garment.astype(int) - GRAY) > 8).any(-1) for sample in (loose, tight)]
+    assert shown[1].sum() > 1.8 * shown[0].sum()
+    edge = np.ones((128, 128), bool)
+    edge[2:-2, 2:-2] = False
+    assert not (shown[1] & edge).any(), "it is whole"
+    assert not tight.garment_pose.any() and (tight.person_pose != 0).any()
+
+
+def ready(person=(400, 300), agnostic=(400, 300), garment=(200, 200), garment_pose=True, crop=False):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in (person, agnostic, garment)]
+    pose = np.float32(np.column_stack([rng.uniform(120, 180, (18, 2)), np.ones(18)]))
+    poses = (pose, pose if garment_pose else None)
+    return images, poses, make_ready_sample("r", *images, *poses, Preparation((64, 64), crop=crop))
+
+
+def test_ready_images_are_only_framed():
+    images, (pose, _), sample = ready()
+    assert (sample.person == fit(images[0], (64, 64))).all()
+    assert (sample.clothing_agnostic == fit(images[1], (64, 64))).all()
+    assert (sample.garment == fit(images[2], (64, 64))).all()
+    np.testing.assert_allclose(sample.garment_pose[:, :2], pose[:, :2] / 200, atol=1e-6)
+    np.testing.assert_allclose(sample.person_pose[:, 1], pose[:, 1] / 400, atol=1e-6)
+    assert not ready(garment_pose=False)[2].garment_pose.any()
+
+
+def test_ready_images_are_cropped_by_their_poses():
+    images, (pose, _), sample = ready(crop=True)
+    box = person_box((400, 300), pose, None, (64, 64))
+    assert (sample.person == fit(images[0][box], (64, 64))).all() and box[0].stop - box[0].start < 120
+    assert (sample.clothing_agnostic == fit(images[1][box], (64, 64))).all()
+    assert np.ptp(sample.person_pose[:, 0]) > 0.5 and np.ptp(sample.garment_pose[:, 0]) > 0.5
+    images, _, flat = ready(garment_pose=False, crop=True)
+    assert (flat.garment == fit(images[2], (64, 64))).all() and not flat.garment_pose.any()
+
+
+def test_a_ready_agnostic_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"sample 'r': the clothing-agnostic image has 200x150 pixels, but.* 400x300"):
+        ready(agnostic=(200, 150))

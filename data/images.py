@@ -1,0 +1,71 @@
+"""Photographs from files, as a viewer shows them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # no PostScript, which would be run
+MAX_PIXELS = 80_000_000  # 10,000 x 8,000: a larger one is no photograph, or a trap
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The photograph as a viewer shows it.  -> (H, W, 3) uint8 RGB
+
+    Upright by its EXIF orientation, its colours turned from its profile to sRGB, what is transparent laid on white.
+    Raises ValueError naming file and remedy when it is missing, broken, cut off, of another format (whatever its
+    name ends in), larger than MAX_PIXELS, or has 16 or 32 bits a channel.
+    """
+    image = load_image(path, "image")
+    if image.mode[0] in "IF":
+        raise ValueError(f"{path}: has {image.mode} pixels; save it with 8 bits a channel")
+    try:
+        return np.array(_srgb(_opaque(ImageOps.exif_transpose(image))))
+    except Exception as error:
+        raise _unreadable(path, "image", error) from error
+
+
+def load_image(path: Path, what: str) -> Image.Image:
+    """The decoded image, as its file stores it; what it is, for messages.  Raises ValueError as read_image does."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: this {what} is missing; put it there, or remove its row or photo")
+    try:
+        with Image.open(path) as image:
+            if image.format not in FORMATS:
+                problem = f"it is {image.format}; save it as JPEG or PNG"
+            elif image.width * image.height > MAX_PIXELS:
+                problem = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}; make it smaller"
+            else:
+                image.load()
+                return image
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        raise _unreadable(path, what, error) from error
+    raise ValueError(f"{path}: not taken as {what}: {problem}, or --skip-bad")
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path}: not a readable {what} ({reason}); copy it again, or --skip-bad")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white where it is transparent; as it is where nothing is."""
+    if not image.has_transparency_data:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    white.info = image.info
+    return white.convert("RGB")
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, its colours turned from its profile to sRGB; an unusable profile is passed over."""
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+            pass
+    return image.convert("RGB")
