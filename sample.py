@@ -29,11 +29,11 @@ def main() -> None:
     out = args.out or args.run_dir / ("samples_unpaired" if args.unpaired else "samples")
     with process_group(config.distributed) if under_torchrun() else nullcontext():
         if not (args.shards or config.data.val_shards):
-            say(f"note: the run has no data.val_shards; sampling pairs it was trained on, {config.data.shards}")
+            say("note: the run has no data.val_shards; sampling pairs it was trained on")
         if config.model.lowres:
             say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
         with agreed():
-            shards = args.shards or config.data.val_shards or config.data.shards
+            shards = args.shards or config.data.val_shards or config.data.places()[0]
             pairs = Pairs(shards, args.pairs, args.unpaired, config)
             make_folder(out)
         sample_pairs(pairs, args, config, out)

@@ -1,23 +1,32 @@
-"""A folder of shards as a sequence of samples, each read by itself through the index."""
+"""Shards as a sequence of samples, each read by itself through the index."""
 
 import hashlib
-import io
 import json
-import os
 import zlib
+from bisect import bisect_right
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal
-from urllib.parse import unquote
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
-from data.schema import JOINTS, Sample
-from data.shards import FIELDS, FORMAT, IMAGES, REMEDY
+from data.decode import decode_image, decode_smaller, parse_pose
+from data.framing import fit, fit_pose
+from data.schema import FIELDS, IMAGES, Sample
+from data.shard_index import FORMAT, REMEDY, ROW, Place, key_of, place_of
+from data.sources import OPEN_SHARDS, Remote, open_source
 
-OPEN_SHARDS = 64  # file handles a process keeps
+RESIZES = ("none", "lanczos", "dct")
+NUM_IMAGES = len(IMAGES)
+
+
+class BadSample(ValueError):
+    """A sample whose bytes are damaged, or are not what a sample is.  Only the sample is at fault."""
+
+    def __init__(self, key: str, shard: str, reason: str):
+        super().__init__(f"{shard}: sample {key!r}: {reason}; {REMEDY}")
+        self.key, self.shard, self.reason = key, shard, reason
 
 
 class ShardFacts(BaseModel, strict=True):
@@ -40,118 +49,156 @@ class About(BaseModel, strict=True):
 
 
 class ShardedDataset:
-    """Reads any sample of a shard folder by its id in [0, len).
+    """Reads any sample of a folder, or URL, of shards by its id in [0, len).
 
     Opening it costs one small file, whatever the number of samples; the index rows are memory-mapped, so that all
-    workers and ranks of a host share them in the page cache.  Raises ValueError when the folder, its index or a shard
-    is missing or has another size than the index says.
+    workers and ranks of a host share them in the page cache.  With a size, samples of another size are resized as
+    python -m data.prepare does it (resize="lanczos"), or from what libjpeg decodes at a fraction of the size ("dct").
+    Raises ValueError when the folder, its index or a shard is missing or has another size than the index says.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        about = _read_about(self.folder)
-        self.image_size, self.paired = about.image_size, about.paired
+    def __init__(
+        self, folder: str | Path, *, size: tuple[int, int] | None = None, resize: str = "none",
+        cache: Path | None = None, cache_gb: float = 100,
+    ):  # fmt: skip
+        self.source = open_source(folder, cache, cache_gb)
+        self.folder = str(folder).rstrip("/")
+        about = _read_about(self.source, self.folder)
+        self.stored_size, self.paired = about.image_size, about.paired
+        self.image_size = self.stored_size if size is None or resize == "none" else tuple(size)
+        self.resize = resize
         self.shards = about.shards
         self.shard_sizes = [shard.samples for shard in about.shards]
-        self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         facts = [[shard.name, shard.samples, shard.bytes, shard.crc] for shard in about.shards]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        for shard in about.shards:
-            _check_shard(self.folder / shard.name, shard.bytes)
+        if not isinstance(self.source, Remote):
+            for shard in about.shards:
+                self._check_shard(shard)
         self._open()
+
+    def _check_shard(self, shard: ShardFacts) -> None:
+        path = self.source.name(shard.name)
+        try:
+            num_bytes = self.source.size(shard.name)
+        except OSError:
+            raise ValueError(f"{path}: this shard is missing; copy it back, or {REMEDY}") from None
+        if num_bytes != shard.bytes:
+            raise ValueError(f"{path}: {num_bytes} bytes, but its index says {shard.bytes}: cut off? {REMEDY}")
 
     def _open(self) -> None:
         self._rows = lru_cache(maxsize=OPEN_SHARDS)(self._map_rows)
-        self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open_file)
 
     def __len__(self) -> int:
-        return int(self.first_id[-1])
+        return self.first_id[-1]
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("_rows", "_file")}
+        return {name: value for name, value in vars(self).items() if name != "_rows"}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self._open()
 
     def _map_rows(self, shard: int) -> np.ndarray:
-        path = self.folder / Path(self.shards[shard].name).with_suffix(".npy")
+        facts = self.shards[shard]
+        name = str(Path(facts.name).with_suffix(".npy"))
+        path = self.source.path(name)
         remedy = f"index the tars of this folder again with python -m data.shards {self.folder}"
         try:
             rows = np.lib.format.open_memmap(path, mode="r")  # never unpickles
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable index ({error}); {remedy}") from error
-        if zlib.crc32(rows.tobytes()) != self.shards[shard].crc:
-            raise ValueError(f"{path}: damaged, or of another tar (its checksum differs); {remedy}")
+            raise ValueError(f"{self.source.name(name)}: not a readable index ({error}); {remedy}") from error
+        if rows.dtype != ROW or len(rows) != facts.samples or zlib.crc32(rows) != facts.crc:
+            raise ValueError(f"{self.source.name(name)}: damaged, or of another tar (its checksum differs); {remedy}")
         return rows
 
-    def _open_file(self, shard: int) -> BinaryIO:
-        return (self.folder / self.shards[shard].name).open("rb", buffering=0)
-
-    def _locate(self, sample_id: int) -> tuple[int, np.ndarray]:
-        shard = int(np.searchsorted(self.first_id, sample_id, side="right")) - 1
-        return shard, self._rows(shard)[sample_id - self.first_id[shard]]
+    def place(self, sample_id: int) -> tuple[str, Place]:
+        """(its shard's name, where it lies there)"""
+        shard = bisect_right(self.first_id, sample_id) - 1
+        return self.shards[shard].name, place_of(self._rows(shard)[sample_id - self.first_id[shard]])
 
     def key(self, sample_id: int) -> str:
-        return unquote(self._locate(sample_id)[1]["key"].decode())
+        name, place = self.place(sample_id)
+        return _key(self.source.read(name, place.start, place.end - place.start), sample_id)
 
-    def read(self, sample_id: int) -> Sample:
-        """The sample with this id.  Raises ValueError naming shard, key and member when its bytes are damaged."""
-        shard, row = self._locate(sample_id)
-        key, path = unquote(row["key"].decode()), self.folder / self.shards[shard].name
-        values = {}
-        for i, field in enumerate(FIELDS):
+    def read(self, sample_id: int, out: tuple[np.ndarray, ...] = (None,) * NUM_IMAGES) -> Sample:
+        """The sample with this id, its images in the arrays of out where they are given.
+
+        Raises BadSample naming shard, key and member when its bytes are damaged or no sample, Unreachable when they
+        cannot be had.
+        """
+        name, place = self.place(sample_id)
+        data = self.source.read(name, place.start, place.end - place.start)
+        members, damaged = _cut(data, place)
+        if damaged:
+            data = self.source.again(name, place.start, place.end - place.start)
+            members, damaged = _cut(data, place)
+            if damaged:
+                raise self._bad(sample_id, data, f"{damaged} is damaged (its checksum differs)")
+        values = []
+        for i, member in enumerate(members):
             try:
-                data = _read_at(self._file(shard), int(row["size"][i]), int(row["offset"][i]))
-            except OSError as error:
-                raise ValueError(f"{path}: cannot be read ({error}); check the disk or {REMEDY}") from error
-            if zlib.crc32(data) != row["crc"][i]:
-                raise ValueError(f"{path}: sample {key!r}: {field} is damaged (its checksum differs); {REMEDY}")
-            try:
-                values[field] = self._decode_image(data) if field in IMAGES else _decode_pose(data)
-            except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{path}: sample {key!r}: {field} cannot be decoded ({error}); {REMEDY}") from error
-        return Sample(key=key, **values)
+                values.append(self._image(member, out[i]) if i < NUM_IMAGES else self._pose(member))
+            except ValueError as error:
+                raise self._bad(sample_id, data, f"{FIELDS[i]} cannot be decoded ({error})") from error
+        return Sample(_key(data, sample_id), *values)
 
-    def _decode_image(self, data: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(data)) as image:
-            if (image.height, image.width) != self.image_size:
-                raise ValueError(f"{image.height}x{image.width} pixels, not {'x'.join(map(str, self.image_size))}")
-            return np.array(image.convert("RGB"))
+    def _bad(self, sample_id: int, data: bytes, reason: str) -> BadSample:
+        return BadSample(_key(data, sample_id), self.source.name(self.place(sample_id)[0]), reason)
 
+    def _image(self, data: bytes, out: np.ndarray | None) -> np.ndarray:
+        if self.image_size == self.stored_size:
+            return decode_image(data, self.stored_size, out)
+        if self.resize == "dct":
+            image = decode_smaller(data, self.image_size)
+        else:
+            image = decode_image(data, self.stored_size)
+        resized = fit(image, self.image_size)
+        if out is None:
+            return resized
+        out[...] = resized
+        return out
 
-def _read_at(file: BinaryIO, size: int, offset: int) -> bytes:
-    """The bytes at an offset, without moving the file's position, which a forked worker shares with its parent.
+    def _pose(self, data: bytes) -> np.ndarray:
+        pose = parse_pose(data)  # its values were checked when it was indexed, and its checksum holds
+        if self.image_size == self.stored_size:
+            return pose
+        height, width = self.stored_size
+        return fit_pose(pose * np.float32([width, height, 1]), self.stored_size, self.image_size)
 
-    Windows has no pread, and does not fork either.
-    """
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), size, offset)
-    file.seek(offset)
-    return file.read(size)
-
-
-def _decode_pose(data: bytes) -> np.ndarray:
-    """(K, 3) float32: x, y in [0, 1], visible 0 or 1."""
-    pose = np.asarray(json.loads(data), dtype=np.float32)
-    if pose.shape != (len(JOINTS), 3) or not np.isfinite(pose).all():
-        raise ValueError(f"a pose of shape {pose.shape}, not {len(JOINTS)} finite rows [x, y, visible]")
-    if pose.min() < 0 or pose.max() > 1 or not np.isin(pose[:, 2], (0, 1)).all():
-        raise ValueError("x and y must lie in [0, 1] of the image, visible must be 0 or 1")
-    return pose
+    def expect(self, shards: list[int]) -> None:
+        """Samples of these shards are read soon."""
+        self.source.expect([self.shards[shard].name for shard in shards])
 
 
-def _read_about(folder: Path) -> About:
-    path = folder / "dataset.json"
-    if not folder.is_dir():
+def _cut(data: bytes, place: Place) -> tuple[list[bytes], str]:
+    """The members, and the first field whose checksum differs, or ""."""
+    members = [data[at : at + size] for at, size, _ in place.members]
+    for field, member, (_, _, crc) in zip(FIELDS, members, place.members, strict=True):
+        if zlib.crc32(member) != crc:
+            return members, field
+    return members, ""
+
+
+def _key(data: bytes, sample_id: int) -> str:
+    """No checksum covers a header: one that is damaged costs the sample its name only."""
+    try:
+        return key_of(data)
+    except ValueError:
+        return f"id {sample_id}"
+
+
+def _read_about(source, folder: str) -> About:
+    path = source.name("dataset.json")
+    if not source.place.is_dir():
         raise ValueError(
             f"{folder}: no such folder; write shards with python -m data.prepare, e.g. "
             f"python -m data.prepare viton_hd --source DIR --out {folder}"
         )
-    if not path.is_file():
+    if not source.path("dataset.json").is_file():
         raise ValueError(f"{path}: missing; index the tars of this folder with python -m data.shards {folder}")
     try:
-        return About.model_validate_json(path.read_bytes())
+        return About.model_validate_json(source.path("dataset.json").read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -159,10 +206,3 @@ def _read_about(folder: Path) -> About:
             f"{path}: not a shard index of this version ({where + ': ' if where else ''}{problem['msg']}); run "
             f"python -m data.shards {folder}"
         ) from None
-
-
-def _check_shard(path: Path, num_bytes: int) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: this shard is missing; copy it back, or {REMEDY}")
-    if path.stat().st_size != num_bytes:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, but its index says {num_bytes}: cut off? {REMEDY}")

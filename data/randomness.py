@@ -13,6 +13,9 @@ class Purpose(IntEnum):
     DIFFUSION = 2
     SAMPLING = 3
     SYNTHETIC = 4
+    SPARE = 5
+    MIX = 6
+    SPLIT = 7
 
 
 def keyed_rng(seed: int, position: int, purpose: Purpose) -> np.random.Generator:

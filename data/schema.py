@@ -50,3 +50,9 @@ class Sample(NamedTuple):
     garment: np.ndarray  # (H, W, 3) uint8, the garment cut out of its photograph
     person_pose: np.ndarray  # (K, 3) float32, x and y in [0, 1] of width and height
     garment_pose: np.ndarray  # (K, 3) float32; all invisible where the garment lies flat
+
+
+# A sample's members in a shard, in the order of Sample.
+IMAGES = ("person", "clothing_agnostic", "garment")
+POSES = ("person_pose", "garment_pose")
+FIELDS = IMAGES + POSES

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from data.dataset import ShardedDataset
 from data.loader import Layout
+from data.mixture import Mixture
+from data.pipes import Pipes
 from launch.deadlines import check_signal, check_waits
 from launch.duration import best_speed, check_time, checkpoint_bytes, checkpoint_seconds, restart_seconds
 from launch.findings import Finding, refused, shown, verdict, write_json
@@ -94,7 +96,11 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
     yield Finding("global batch", told)
     try:
         config, dataset, held_out = open_data(config)
-        yield from _check_data(config, dataset, held_out)
+        if isinstance(dataset, Pipes):
+            yield Finding("shards", "a pipe: read without order, never looked into before training", "warning",
+                          "use a folder, or an https://, s3:// or gs:// URL")  # fmt: skip
+        else:
+            yield from _check_data(config, dataset, held_out)
     except ValueError as error:
         yield refused("shards", error)
     if config.model.image_size is None:
@@ -114,8 +120,8 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
     yield _rehearsed(config, layout)
 
 
-def _check_data(config: Config, dataset: ShardedDataset, held_out: ShardedDataset | None) -> Iterator[Finding]:
-    for key, data in (("data.shards", dataset), ("data.val_shards", held_out)):
+def _check_data(config: Config, dataset: Mixture, held_out: ShardedDataset | None) -> Iterator[Finding]:
+    for key, data in (*(("data.shards", part) for part in dataset.parts), ("data.val_shards", held_out)):
         if data is None:
             yield Finding("held-out shards", f"{key}=null: no validation loss")
             continue
@@ -128,11 +134,11 @@ def _check_data(config: Config, dataset: ShardedDataset, held_out: ShardedDatase
         shards = f"{len(data.shards)} shard{'s' * (len(data.shards) > 1)}"
         told = f"{len(data):,} samples of {size} in {shards} of {data.folder}"
         if key == "data.shards":
-            epochs = config.train.num_steps * config.train.global_batch / len(data)
+            epochs = config.train.num_steps * config.train.global_batch * dataset.share(data) / len(data)
             yield Finding(
                 "shards", f"{told}: {epochs:,.3g} epochs" if epochs < 1e3 else f"{told}: {epochs:,.0f} epochs"
             )
-        elif data.fingerprint == dataset.fingerprint:
+        elif data.fingerprint in {part.fingerprint for part in dataset.parts}:
             told = f"{data.folder} holds the training samples themselves"
             yield Finding("held-out shards", told, "warning", "name other shards as data.val_shards")
         else:

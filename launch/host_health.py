@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from data.dataset import ShardedDataset
+from data.mixture import open_training
 from launch.place import Place
 from training.config import Config
 from training.snapshot import code_hash
@@ -74,7 +74,7 @@ def measure(place: Place, config: Config | None, leads: bool, mark: str, until: 
         steps["gpus"] = lambda: {"devices": [device_facts(d) for d in devices(place, config)]} | hidden_gpus(config)
         if leads:
             steps["run folder"] = lambda: {"write_mb_s": write_speed(Path(config.run.dir), mark)}
-            steps["shards"] = lambda: {"read_mb_s": read_speed(config.data.shards)}
+            steps["shards"] = lambda: {"read_mb_s": read_speed(config)}
             steps["needs"] = lambda: needs(place, config)
     facts: Facts = {"leads": leads, "failed": {}}
     for name, step in steps.items():
@@ -237,9 +237,9 @@ def write_speed(run_dir: Path, mark: str) -> float:
     return WRITTEN / MB / (time.perf_counter() - began)
 
 
-def read_speed(shards: str) -> float:
+def read_speed(config: Config) -> float:
     """MB/s of decoded samples from random places, in this one process; the median of up to 256."""
-    dataset = ShardedDataset(shards)
+    dataset = open_training(config.data, config.model.image_size)
     dice = random.Random()  # other samples each time: they shall not come from the page cache
     rates, end = [], time.monotonic() + READ_S
     while len(rates) < 256 and (not rates or time.monotonic() < end):

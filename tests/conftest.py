@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from data import prepare
-from data.schema import JOINTS, Sample
-from data.shards import IMAGES, POSES
+from data.estimators.fetch import fetch
+from data.schema import IMAGES, JOINTS, POSES, Sample
+from data.shards import write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,18 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def estimator_weights() -> list[Path]:
+    """The weights of data.estimators, fetched once into the user's cache.
+
+    Tests that need them are skipped where they cannot be had, but fail in CI.
+    """
+    try:
+        return fetch()
+    except ValueError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+
+
 @pytest.fixture
 def random_sample():
     """key, number -> a sample of 16x12 pixels of its own, of whose joints some are invisible."""
@@ -49,6 +62,13 @@ def random_sample():
         return Sample(key, *images, *poses)
 
     return draw
+
+
+@pytest.fixture
+def shard(tmp_path, random_sample) -> Path:
+    """The one tar of a folder of three samples a, b, c."""
+    write_shards([random_sample(key, i) for i, key in enumerate("abc")], tmp_path / "set")
+    return tmp_path / "set/000000.tar"
 
 
 @pytest.fixture(scope="session")

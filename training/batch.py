@@ -9,9 +9,17 @@ from model.diffusion import lowres_of, to_unit_range
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    draws = type(batch.draws)(*(value.to(device, non_blocking=True) for value in batch.draws))
-    moved = (value.to(device, non_blocking=True) for value in batch[:-1])
-    return Batch(*moved, draws)
+    """The batch on this device, a copy in any case: the loader uses its memory again.
+
+    On a GPU images stay channels_last, as they were decoded; a CPU is faster, and safer, with contiguous ones.
+    """
+
+    def moved(value: Tensor) -> Tensor:
+        if device.type == "cuda":
+            return value.pin_memory().to(device, non_blocking=True)
+        return value.to(device, copy=True, memory_format=torch.contiguous_format)
+
+    return Batch(*map(moved, batch[:-1]), type(batch.draws)(*map(moved, batch.draws)))
 
 
 def clean_conditions(batch: Batch, x0: Tensor, lowres: bool) -> Conditions:

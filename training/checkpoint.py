@@ -46,7 +46,7 @@ class TrainState:
     window: list[float] = field(default_factory=list)  # sums of what is logged next, so that a restart splits no mean
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
     seed: int = 0
-    data: str = ""  # fingerprint of the training shards
+    data: dict[str, str] = field(default_factory=dict)  # fingerprint of each training set, by its place
 
 
 def folder_of(run_dir: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import PydanticUndefined
 from yaml import YAMLError
 
-from data.loader import DataConfig
+from data.mixture import DataConfig
 from model.diffusion import DiffusionConfig
 from model.parallel_unet import ParallelUNetConfig
 from model.sampler import SamplerConfig

@@ -3,12 +3,14 @@
 Every rank takes every num_ranks-th sample and calls only its own network, so that uneven shares hang nobody.
 """
 
+import math
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 
-from data.dataset import ShardedDataset
-from data.loader import Batch, Stream, collate
-from data.order import FixedOrder
+from data.dataset import BadSample, ShardedDataset
+from data.loader import collate
 from data.schema import Sample
 from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
 from model.sampler import SamplerConfig, sample
@@ -20,19 +22,22 @@ from training.draws import SamplingNoise, TrainingDraws
 @torch.no_grad()
 def validation_loss(
     net: Net, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int, device: torch.device
-) -> float:
-    """The mean loss of the first `num` held-out samples, whose noise, t and drops never change."""
+) -> tuple[float, int]:
+    """The mean loss of the first `num` held-out samples, whose noise, t and drops never change; and how many of them
+    are broken and left out."""
     num = min(num, len(dataset))
-    stream = Stream(dataset, FixedOrder(num), draws)
     total = torch.zeros(2, device=device)
     for positions in _chunks(range(get_rank(), num, num_ranks()), batch_size):
-        batch = to_device(_read(stream, positions), device)
+        positions, samples = _whole(dataset.read, positions)
+        if not samples:
+            continue
+        batch = to_device(collate(positions, samples, [draws(i) for i in positions]), device)
         x0 = to_unit_range(batch.person)
         cond = clean_conditions(batch, x0, draws.num_aug_levels == 3)
         loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)
         total += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
     loss_sum, count = all_reduce_sum(total).tolist()
-    return loss_sum / count
+    return loss_sum / count if count else math.nan, num - int(count)
 
 
 def try_on(
@@ -51,11 +56,11 @@ def preview(net: Net, dataset: ShardedDataset, num: int, **how) -> tuple[list[Sa
     """The first `num` samples of a set and a try-on image of each, on every rank."""
     num = min(num, len(dataset))
     mine = list(range(get_rank(), num, num_ranks()))
-    samples = [dataset.read(i) for i in mine]
+    mine, samples = _whole(dataset.read, mine)
     results = try_on(net, samples, mine, **how) if mine else []
     whole = {i: pair for share in all_gather(dict(zip(mine, zip(samples, results, strict=True), strict=True)))
              for i, pair in share.items()}  # fmt: skip
-    return [whole[i][0] for i in range(num)], [whole[i][1] for i in range(num)]
+    return [whole[i][0] for i in sorted(whole)], [whole[i][1] for i in sorted(whole)]
 
 
 class _Nothing(tuple):
@@ -68,8 +73,12 @@ def _chunks(positions: range, size: int) -> list[list[int]]:
     return [list(positions[i : i + size]) for i in range(0, len(positions), size)]
 
 
-def _read(stream: Stream, positions: list[int]) -> Batch:
-    batch = stream.__getitems__(positions)
-    if isinstance(batch, str):
-        raise ValueError(batch)
-    return batch
+def _whole(read: Callable[[int], Sample], ids: Iterable[int]) -> tuple[list[int], list[Sample]]:
+    """Those of the held-out samples that can be read; a broken one is left out and named."""
+    samples = {}
+    for i in ids:
+        try:
+            samples[i] = read(i)
+        except BadSample as error:
+            print(f"left out of the held-out samples: {error}", flush=True)
+    return list(samples), list(samples.values())

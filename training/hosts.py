@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data.dataset import ShardedDataset
+from data.mixture import Mixture
+from data.pipes import Pipes
 from training.config import Config, flat
 from training.distributed import Agreed, all_gather, num_ranks
 from training.snapshot import code_hash
@@ -18,7 +19,8 @@ from training.snapshot import code_hash
 VISIBLE_S = 30  # until a file that one host wrote must be seen by all; network file systems cache what is missing
 
 
-OWN_KEYS = ("data.shards", "data.val_shards", "data.num_workers", "data.prefetch")  # each host may have its own
+# Each host may have its own of these.
+OWN_KEYS = ("data.shards", "data.val_shards", "data.num_workers", "data.prefetch", "data.cache", "data.cache_gb")
 REMEDIES = {
     "code": "copy the same code to all hosts, or use a shared folder",
     "torch": "install the same packages on all hosts (requirements.txt)",
@@ -54,11 +56,11 @@ def check_hosts(config: Config, device: torch.device) -> list[str]:
     return [f"{rank.name}: {rank.device}" for rank in ranks]
 
 
-def check_data(config: Config, dataset: ShardedDataset) -> None:
+def check_data(config: Config, dataset: Mixture | Pipes) -> None:
     """Raises the same ValueError on all ranks when their shards are not the same data."""
     _same(
-        f"data.shards={config.data.shards} with fingerprint",
-        all_gather((socket.gethostname(), dataset.fingerprint)),
+        f"data.shards={','.join(config.data.places())} with fingerprint",
+        all_gather((socket.gethostname(), list(dataset.fingerprints().values()))),
         "copy the same shards to all hosts",
     )
 

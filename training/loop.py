@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from data.augment import NO_AUGMENTATION
 from data.dataset import ShardedDataset
 from data.loader import Batch, Layout, Stream, batches, rank_positions
-from data.order import FixedOrder, ShuffledOrder
+from data.mixture import Mixture, shuffled
+from data.order import FixedOrder
+from data.pipes import PipedStream, Pipes, piped_batches
 from model.diffusion import diffusion_loss, to_unit_range
 from training import timeline
 from training.batch import clean_conditions, to_device
@@ -24,6 +28,7 @@ from training.held_out import preview, validation_loss
 from training.hosts import check_data, check_hosts, check_shared
 from training.log import RunLog
 from training.optim import lr_at
+from training.quarantine import Quarantine
 from training.replicas import CHECKED_STEPS, check_replicas
 from training.report import Meter, Report, add_to_window, share, statistics_line
 from training.resume import resume, save
@@ -68,7 +73,9 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
             log.info(f"changed since this run was last started: {key} from {old} to {new}")
         log.info(_greeting(config, dataset, engine, state))
         meter = Meter(pulse, devices, wish.deadline)
-        stream = _micro_batches(config, dataset, draws, layout, state, engine.device)
+        num_samples = None if isinstance(dataset, Pipes) else len(dataset)
+        quarantine = Quarantine(run_dir, num_samples, config.data.max_bad)
+        stream = _micro_batches(config, dataset, draws, layout, state, quarantine)
         stop = None
         while state.step < config.train.num_steps and stop is None:
             losses, times = [], []
@@ -93,27 +100,32 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                 _count_nonfinite(state, grad_norm, config)
                 if state.nonfinite_in_row == 0:
                     ema.update()
-                report = share(torch.cat(losses), torch.cat(times), wish.flags(), pulse)
+                report = share(torch.cat(losses), torch.cat(times), wish.flags(), len(quarantine.fresh), pulse)
             state.step += 1
             state.samples += config.train.global_batch
             pulse.end_step(state.step)
             meter.step(config.train.global_batch)
             stop, finished = report.stop, state.step == config.train.num_steps
             _log_step(log, state, report, meter, lr, grad_norm, config, engine)
+            if report.broken:
+                for bad in quarantine.settle(state.samples):
+                    log.info(f"warning: {bad.shard}: sample {bad.key!r}: {bad.reason}; a spare takes its place")
             saves = state.step % config.checkpoint.every == 0 or finished or stop is not None
             if saves or pulse.steps_done in CHECKED_STEPS:
                 with pulse("all-reduce"):
                     check_replicas(engine.model, state.step)
             if held_out and not report.hurry and (state.step % config.log.validate_every == 0 or finished):
                 with ema.applied(), meter.paused("validation"):
-                    value = validation_loss(
+                    value, broken = validation_loss(
                         engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device
                     )
                 log.scalars(state.step, {"validation/loss": value})
-                log.info(f"step {state.step}: validation loss {value:.4f}")
-            if state.step % config.log.preview_every == 0 and not report.hurry:
+                without = f" without {broken} broken samples, named in the ranks' logs" if broken else ""
+                log.info(f"step {state.step}: validation loss {value:.4f}{without}")
+            shown = held_out or dataset
+            if state.step % config.log.preview_every == 0 and not report.hurry and not isinstance(shown, Pipes):
                 with ema.applied(), meter.paused("preview"):
-                    _log_preview(log, state, held_out or dataset, config, engine)
+                    _log_preview(log, state, shown, config, engine)
             if saves:
                 with meter.paused("checkpoint"):
                     save(run_dir, state, engine, ema, config.checkpoint.keep)
@@ -132,21 +144,26 @@ def _leave(log: RunLog, run_dir: Path, state: TrainState, config: Config, stop: 
 
 
 def _micro_batches(
-    config: Config, dataset: ShardedDataset, draws: TrainingDraws, layout: Layout, state: TrainState,
-    device: torch.device,
+    config: Config, dataset: Mixture | Pipes, draws: TrainingDraws, layout: Layout, state: TrainState,
+    quarantine: Quarantine,
 ) -> Iterator[Batch]:  # fmt: skip
+    plan = partial(rank_positions, layout, state.samples, config.train.num_steps - state.step)
+    how = {
+        "num_workers": config.data.num_workers,
+        "prefetch": config.data.prefetch,
+        "on_replaced": quarantine.add,
+    }
+    augmentation = NO_AUGMENTATION if config.train.overfit_one_batch else config.data.augment
+    if isinstance(dataset, Pipes):
+        stream = PipedStream(
+            dataset, plan, draws, config.seed, augmentation, state.samples, layout.rank, layout.num_ranks
+        )
+        return piped_batches(stream, **how)
     if config.train.overfit_one_batch:
         order = FixedOrder(config.train.global_batch)
     else:
-        order = ShuffledOrder(dataset.shard_sizes, config.seed, config.data.shuffle_block)
-    flip_prob = 0.0 if config.train.overfit_one_batch else config.data.flip_prob
-    return batches(
-        Stream(dataset, order, draws, config.seed, flip_prob),
-        rank_positions(layout, state.samples, config.train.num_steps - state.step),
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-        pin_memory=device.type == "cuda",
-    )
+        order = shuffled(dataset, config.data, config.seed)
+    return batches(Stream(dataset, order, draws, config.seed, augmentation), plan(), borrow=True, **how)
 
 
 def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> None:
@@ -175,20 +192,27 @@ def _log_step(
         log.stats_line(state.step, statistics_line(state, lr, grad_norm) | meter.values(report, engine.device))
 
 
-def _log_preview(log: RunLog, state: TrainState, dataset: ShardedDataset, config: Config, engine: SingleDevice) -> None:
+def _log_preview(
+    log: RunLog, state: TrainState, dataset: ShardedDataset | Mixture, config: Config, engine: SingleDevice
+) -> None:
     sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
     samples, results = preview(
         engine.local_net, dataset, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
         sampler=sampler, seed=config.seed, device=engine.device,
     )  # fmt: skip
-    log.image(state.step, "preview", contact_sheet(samples, results))
+    if samples:
+        log.image(state.step, "preview", contact_sheet(samples, results))
 
 
-def _greeting(config: Config, dataset: ShardedDataset, engine: SingleDevice, state: TrainState) -> str:
+def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:
     size = sum(p.numel() for p in engine.parameters) / 1e6
     start = f"continuing at step {state.step}" if state.step else "a new run"
+    if isinstance(dataset, Pipes):
+        told = "samples of a pipe: their order depends on ranks, workers and restarts"
+    else:
+        told = f"{len(dataset)} samples"
     return (
         f"{config.run.dir}: {start} of {config.train.num_steps} steps; {size:.1f} M parameters, "
-        f"{len(dataset)} samples, global batch {config.train.global_batch} on {engine.num_ranks} x "
+        f"{told}, global batch {config.train.global_batch} on {engine.num_ranks} x "
         f"{engine.device.type}, {config.engine.precision}"
     )

@@ -30,23 +30,25 @@ class Report(NamedTuple):
     hurry: bool
     waits: list[float]  # by rank: seconds that it waited for data since the last line of statistics
     works: list[float]  # by rank: seconds of its own forward passes
+    broken: bool  # whether some rank met broken samples
 
 
-def share(loss: Tensor, t: Tensor, wishes: list[float], pulse: Pulse) -> Report:
+def share(loss: Tensor, t: Tensor, wishes: list[float], broken: int, pulse: Pulse) -> Report:
     """The step's one all-reduce.
 
-    loss, t (B,) of this rank's micro-batches; wishes: StopWish.flags().
+    loss, t (B,) of this rank's micro-batches; wishes: StopWish.flags(); broken: samples that its loader replaced.
     """
     dtype = torch.float32 if loss.device.type == "mps" else torch.float64
     bins = ((t * T_BINS).long().clamp(max=T_BINS - 1)[:, None] == torch.arange(T_BINS, device=t.device)).to(dtype)
     times = torch.zeros(2, num_ranks(), dtype=dtype)
     times[:, get_rank()] = torch.tensor([pulse.seconds["data"], pulse.seconds["forward"]], dtype=dtype)
-    parts = [bins.T @ loss.to(dtype), bins.sum(0), torch.tensor(wishes, dtype=dtype), *times]
+    flags = torch.tensor([*wishes, broken], dtype=dtype)
+    parts = [bins.T @ loss.to(dtype), bins.sum(0), flags, *times]
     sizes = [len(part) for part in parts]
     summed = all_reduce_sum(torch.cat([part.to(t.device) for part in parts])).cpu()
-    losses, counts, (*reasons, hurry), waits, works = (part.tolist() for part in summed.split(sizes))
+    losses, counts, (*reasons, hurry, broken), waits, works = (part.tolist() for part in summed.split(sizes))
     reason = next((name for name, count in zip(REASONS, reasons, strict=True) if count), None)
-    return Report(sum(losses) / sum(counts), losses + counts, reason, hurry > 0, waits, works)
+    return Report(sum(losses) / sum(counts), losses + counts, reason, hurry > 0, waits, works, broken > 0)
 
 
 class Meter:

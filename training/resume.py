@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import ShardedDataset
+from data.mixture import Mixture
+from data.pipes import Pipes
 from training import checkpoint
 from training.checkpoint import TrainState
 from training.config import Config
@@ -13,7 +14,7 @@ from training.engine import SingleDevice
 
 
 def resume(
-    run_dir: Path, config: Config, dataset: ShardedDataset, engine: SingleDevice, ema: EMA
+    run_dir: Path, config: Config, dataset: Mixture | Pipes, engine: SingleDevice, ema: EMA
 ) -> tuple[TrainState, list[str]]:
     """The state of the newest whole checkpoint, loaded on every rank, or a fresh one; and what newer ones lacked."""
     folder, rejected = checkpoint.find(run_dir)
@@ -22,14 +23,9 @@ def resume(
             raise ValueError(
                 "no checkpoint is whole: " + "; ".join(rejected) + f"; remove {run_dir / 'checkpoints'} to start anew"
             )
-        return TrainState(seed=config.seed, data=dataset.fingerprint), []
+        return TrainState(seed=config.seed, data=dataset.fingerprints()), []
     state = checkpoint.read_state(folder)
-    if state.data != dataset.fingerprint:
-        raise ValueError(
-            f"data.shards={config.data.shards}: not the data that {folder} was trained on (fingerprint "
-            f"{dataset.fingerprint}, then {state.data}); samples would repeat or be lost: use the same shards, or "
-            "another run.dir"
-        )
+    _check_data(state.data, dataset.fingerprints(), folder)
     if state.seed != config.seed:
         raise ValueError(
             f"seed={config.seed}: {folder} was trained with seed={state.seed}; use that one, or another run.dir"
@@ -43,6 +39,21 @@ def resume(
     engine.load_optimizer_tensors(checkpoint.read_tensors(folder, "optimizer"))
     engine.set_loss_scale(state.loss_scale)
     return state, rejected
+
+
+def _check_data(then: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    """Raises ValueError naming the data set that is another than at the checkpoint; where it lies may change."""
+    if len(then) != len(now):
+        raise ValueError(
+            f"data.shards={','.join(now)}: {folder} was trained on {','.join(then)}; name the same data sets, or "
+            "choose another run.dir"
+        )
+    for (old_place, old), (place, new) in zip(then.items(), now.items(), strict=True):
+        if old != new:
+            raise ValueError(
+                f"data.shards={place}: not the data that {folder} was trained on (fingerprint {new}, then {old}, "
+                f"{old_place}); samples would repeat or be lost: use the same shards, or another run.dir"
+            )
 
 
 def save(run_dir: Path, state: TrainState, engine: SingleDevice, ema: EMA, keep: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.dataset import ShardedDataset
+from data.mixture import Mixture, open_shards, open_training
+from data.pipes import Pipes
 from training.config import Config, TrainConfig, differences, read_config, save_config, validate
 from training.distributed import Passing, is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
@@ -23,10 +25,12 @@ except ImportError:  # Windows
 PATIENCE_S = 100  # that a batch job waits for the end of another start in its run folder
 HELD: list[TextIO] = []  # locks of this process; an open file is what holds one
 # A run that changes one of these is another run.
-CURVE_KEYS = ("seed", "data.shuffle_block", "train.overfit_one_batch", "diffusion.prediction")
+CURVE_KEYS = (
+    "seed", "data.shuffle_block", "data.weights", "data.resize", "train.overfit_one_batch", "diffusion.prediction"
+)  # fmt: skip
 
 
-def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
+def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Mixture | Pipes, ShardedDataset | None]:
     """The config with what follows from data and ranks filled in, and the data sets.
 
     Raises ValueError for whatever does not fit together.
@@ -56,24 +60,28 @@ def cut_batch(train: TrainConfig, num_devices: int, num_ranks: int) -> TrainConf
     return train
 
 
-def open_data(config: Config) -> tuple[Config, ShardedDataset, ShardedDataset | None]:
+def open_data(config: Config) -> tuple[Config, Mixture | Pipes, ShardedDataset | None]:
     """The config with what follows from the data filled in, the training samples and the held-out ones.
 
     Raises ValueError when they are not there, do not fit the config or are too few.
     """
     train = config.train
+    if any(place.startswith("pipe:") for place in config.data.places()):
+        return config, _open_pipes(config), _open_held_out(config)
+    dataset = open_training(config.data, config.model.image_size)
     if config.model.image_size is None:
-        config = _with_size_of(ShardedDataset(config.data.shards), config)
-    dataset = _open_data("data.shards", config.data.shards, config)
-    if not dataset.paired:
-        raise ValueError(
-            f"data.shards={config.data.shards}: unpaired samples: the persons wear other garments than the ones "
-            "beside them; train on shards made with --pairing paired"
-        )
-    held_out = _open_data("data.val_shards", config.data.val_shards, config) if config.data.val_shards else None
+        config = _with_size_of(dataset.parts[0], config)
+    for part in dataset.parts:
+        _check_part("data.shards", part, config)
+        if not part.paired:
+            raise ValueError(
+                f"data.shards={part.folder}: unpaired samples: the persons wear other garments than the ones beside "
+                "them; train on shards made with --pairing paired"
+            )
+    held_out = _open_held_out(config)
     if len(dataset) < train.global_batch:
         raise ValueError(
-            f"data.shards={config.data.shards}: {len(dataset)} samples, fewer than train.global_batch="
+            f"data.shards={','.join(config.data.places())}: {len(dataset)} samples, fewer than train.global_batch="
             f"{train.global_batch}; prepare more samples or use train.global_batch={len(dataset)} or less"
         )
     if train.num_epochs is not None:
@@ -88,18 +96,39 @@ def _with_size_of(dataset: ShardedDataset, config: Config) -> Config:
     return validate(values, f"data.shards={dataset.folder}")
 
 
-def _open_data(key: str, folder: str, config: Config) -> ShardedDataset:
-    try:
-        dataset = ShardedDataset(folder)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+def _open_held_out(config: Config) -> ShardedDataset | None:
+    if not config.data.val_shards:
+        return None
+    held_out = open_shards("data.val_shards", config.data.val_shards, config.data, config.model.image_size)
+    _check_part("data.val_shards", held_out, config)
+    return held_out
+
+
+def _open_pipes(config: Config) -> Pipes:
+    """Raises ValueError for what needs to know the data."""
+    places = config.data.places()
+    needs = {
+        "train.num_epochs": config.train.num_epochs,
+        "train.overfit_one_batch": config.train.overfit_one_batch,
+        "data.weights": config.data.weights,
+    }
+    for key, value in needs.items():
+        if value:
+            raise ValueError(f"{key}={value}: a pipe does not tell what it holds; use shards in a folder or at a URL")
+    if not all(place.startswith("pipe:") for place in places):
+        raise ValueError(f"data.shards={','.join(places)}: pipes and other shards do not mix; use one kind")
+    return Pipes(places, config.model.image_size)
+
+
+def _check_part(key: str, dataset: ShardedDataset, config: Config) -> None:
+    """Raises ValueError when the images have another size than the model."""
     if dataset.image_size != config.model.image_size:
         have, want = ("x".join(map(str, size)) for size in (dataset.image_size, config.model.image_size))
         raise ValueError(
-            f"{key}={folder}: images of {have}, but model.image_size={want}; prepare shards with --size {want}, or "
-            f"set model.image_size=[{','.join(map(str, dataset.image_size))}]"
+            f"{key}={dataset.folder}: images of {have}, but model.image_size={want}; prepare shards with --size "
+            f"{want}, resize them as they are read with data.resize=lanczos, or set "
+            f"model.image_size=[{','.join(map(str, dataset.image_size))}]"
         )
-    return dataset
 
 
 def check_run(run_dir: Path, config: Config) -> tuple[dict[str, tuple[Any, Any]], str]:
