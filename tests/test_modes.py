@@ -7,7 +7,7 @@ import pytest
 from runs import TORCHRUN, deviation, empty_config, free_port, losses, output, start, stats, train, words
 
 LIMIT = 1e-5  # relative, in fp32
-SETTINGS = {"train__global_batch": 8, "data__flip_prob": 0.5, "data__prefetch": 2}
+SETTINGS = {"train__global_batch": 8, "data__augment__flip_prob": 0.5, "data__prefetch": 2}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training import checkpoint
 
-HELD_OUT = {"log__validate_every": 7, "log__preview_every": 10, "checkpoint__every": 3, "data__flip_prob": 0.5}
+HELD_OUT = {"log__validate_every": 7, "log__preview_every": 10, "checkpoint__every": 3, "data__augment__flip_prob": 0.5}
 
 
 def test_killed_five_times_at_random_it_ends_bit_identical(shards, tmp_path):
@@ -70,7 +70,7 @@ def test_killed_five_times_at_random_it_ends_bit_identical(shards, tmp_path):
 
 def test_more_and_fewer_ranks_continue_the_same_curve(shards, tmp_path):
     config = str(empty_config(tmp_path))
-    settings = {"data__flip_prob": 0.5, "log__every": 1}
+    settings = {"data__augment__flip_prob": 0.5, "log__every": 1}
     train(tmp_path, [config, *words(shards, tmp_path / "whole", **settings)])
     parts = [words(shards, tmp_path / "moved", train__num_steps=steps, **settings) for steps in (7, 14, 20)]
     train(tmp_path, [config, *parts[0]])
@@ -78,6 +78,25 @@ def test_more_and_fewer_ranks_continue_the_same_curve(shards, tmp_path):
     assert statuses == [0, 0] and "continuing at step 7" in text, text
     train(tmp_path, [config, *parts[2]], "train_dp.py")
     assert deviation(losses(tmp_path / "whole"), losses(tmp_path / "moved")) < 1e-5
+
+
+def test_killed_on_eight_ranks_then_on_three_it_ends_on_one(shards, tmp_path):
+    """At moments of chance, in the middle of an epoch: the curve is that of a run that nobody killed, so that no sample
+    was repeated or skipped."""
+    config, dice = str(empty_config(tmp_path)), random.Random(8)
+    settings = {"train__global_batch": 24, "train__num_steps": 16, "checkpoint__every": 1, "data__num_workers": 1}
+    train(tmp_path, [config, *words(shards, tmp_path / "whole", **settings)])
+    arguments = [config, *words(shards, tmp_path / "killed", **settings)]
+    for num, step in ((8, 3), (3, 9)):
+        running = ranks(tmp_path, num, arguments)
+        wait_for_step(running, tmp_path / "killed", step)
+        time.sleep(dice.random())
+        for script in running:
+            script.kill()
+        finish(running)
+    assert "continuing at step" in train(tmp_path, arguments)
+    assert deviation(losses(tmp_path / "whole"), losses(tmp_path / "killed")) < 1e-5
+    assert [line["samples"] for line in stats(tmp_path / "killed")] == list(range(24, 24 * 17, 24))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

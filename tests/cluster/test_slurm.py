@@ -15,7 +15,7 @@ from runs import HOME, deviation, empty_config, losses, newest, stats, train, wo
 
 from training import checkpoint
 
-SETTINGS = {"train__global_batch": 16, "train__num_steps": 60, "checkpoint__every": 5, "data__flip_prob": 0.5}
+SETTINGS = {"train__global_batch": 16, "train__num_steps": 60, "checkpoint__every": 5, "data__augment__flip_prob": 0.5}
 FAST = {"distributed__hang_s": 6, "distributed__timeout_s": 60}
 TEMPLATES = sorted(path.name for path in (HOME / "slurm").glob("*.sh") if "\n#SBATCH" in path.read_text())
 
