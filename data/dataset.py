@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from data.decode import decode_image, decode_smaller, parse_pose
 from data.framing import fit, fit_pose
 from data.schema import FIELDS, IMAGES, Sample
-from data.shard_index import FORMAT, REMEDY, ROW, Place, key_of, place_of
+from data.shard_index import FORMAT, REMEDY, ROW, Place, damaged, key_of, place_of
 from data.sources import OPEN_SHARDS, Remote, open_source
 
 RESIZES = ("none", "lanczos", "dct")
@@ -129,12 +129,12 @@ class ShardedDataset:
         """
         name, place = self.place(sample_id)
         data = self.source.read(name, place.start, place.end - place.start)
-        members, damaged = _cut(data, place)
-        if damaged:
+        members = [data[at : at + size] for at, size in place.members]
+        if damaged(members, place.crcs):
             data = self.source.again(name, place.start, place.end - place.start)
-            members, damaged = _cut(data, place)
-            if damaged:
-                raise self._bad(sample_id, data, f"{damaged} is damaged (its checksum differs)")
+            members = [data[at : at + size] for at, size in place.members]
+            if what := damaged(members, place.crcs):
+                raise self._bad(sample_id, data, f"{what} is damaged (its checksum differs)")
         values = []
         for i, member in enumerate(members):
             try:
@@ -169,15 +169,6 @@ class ShardedDataset:
     def expect(self, shards: list[int]) -> None:
         """Samples of these shards are read soon."""
         self.source.expect([self.shards[shard].name for shard in shards])
-
-
-def _cut(data: bytes, place: Place) -> tuple[list[bytes], str]:
-    """The members, and the first field whose checksum differs, or ""."""
-    members = [data[at : at + size] for at, size, _ in place.members]
-    for field, member, (_, _, crc) in zip(FIELDS, members, place.members, strict=True):
-        if zlib.crc32(member) != crc:
-            return members, field
-    return members, ""
 
 
 def _key(data: bytes, sample_id: int) -> str:

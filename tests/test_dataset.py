@@ -11,17 +11,19 @@ from tars import flip_byte, members_of, refusal, rewrite
 
 from data import sources
 from data.dataset import ShardedDataset
-from data.schema import FIELDS
+from data.schema import FIELDS, POSES
 from data.shard_index import index_shard, place_of, write_index
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_flipped_byte_is_seen_when_read(shard, field):
     place = place_of(index_shard(shard).rows[1])
-    at, size, _ = place.members[FIELDS.index(field)]
+    at, size = place.members[FIELDS.index(field)]
     dataset = ShardedDataset(shard.parent)
     flip_byte(shard, place.start + at + size // 2)
-    assert refusal(dataset.read, 1).startswith(f"{shard}: sample 'b': {field} is damaged")
+    assert refusal(dataset.read, 1).startswith(
+        f"{shard}: sample 'b': {'a pose' if field in POSES else field} is damaged"
+    )
     assert [dataset.read(i).key for i in (0, 2)] == ["a", "c"]
 
 
