@@ -95,7 +95,7 @@ class Stream(Dataset):
     ):
         self.dataset, self.order, self.draw = dataset, order, draw
         self.seed, self.augmentation = seed, augmentation
-        self.keep(2)
+        self.keep(1)
 
     def keep(self, num_slots: int) -> None:
         """Starts anew: the memory of so many batches is used in turn."""
@@ -179,10 +179,10 @@ def _memory(num: int, size: tuple[int, int], draws: NamedTuple) -> Batch:
     if get_worker_info():
         memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(ends[-1]))
     else:
-        memory = torch.empty(ends[-1], dtype=torch.uint8)
+        memory = torch.from_numpy(np.empty(ends[-1], np.uint8))  # in huge pages
     tensors = []
     for start, (shape, dtype) in zip([0, *ends], wanted, strict=False):
-        start += OFF_ALIGNMENT if dtype == torch.uint8 else 0
+        start += (OFF_ALIGNMENT * (dtype == torch.uint8) - start - memory.data_ptr()) % ALIGN
         piece = memory[start : start + math.prod(shape) * dtype.itemsize]
         tensors.append(piece.view(dtype).view(shape))
     return _named(tensors, type(draws))
@@ -211,7 +211,7 @@ def batches(
     borrow: the memory of a batch is used again once the next one is asked for, which spares a copy.  Raises ValueError
     naming what cannot be read.
     """
-    stream.keep(prefetch + 1 if num_workers else 2)
+    stream.keep(prefetch + 1 if num_workers else 1)
     loader = DataLoader(
         stream,
         batch_sampler=positions,

@@ -11,12 +11,13 @@ other tools made; their images may be PNG too, and their poses JSON rows [x, y, 
 import io
 import shutil
 import sys
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import webdataset
 from PIL import Image
 
 from data.schema import IMAGES, POSES, Sample
@@ -44,9 +45,13 @@ def encode_sample(sample: Sample, quality: int = 95) -> dict[str, str | bytes]:
 
 def write_tar(path: Path, samples: Iterable[dict[str, str | bytes]]) -> None:
     """One shard of encoded samples, the same bytes for the same samples."""
-    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for members in samples:
-            writer.write(members)
+            for name, data in members.items():
+                if name != "__key__":
+                    member = tarfile.TarInfo(f"{members['__key__']}.{name}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
 
 
 def write_shards(
@@ -75,15 +80,20 @@ def write_shards(
 
 def _write_tars(samples: Iterable[Sample], folder: Path, out: Path, samples_per_shard: int, quality: int) -> int:
     keys: set[str] = set()
-    pattern = str(folder.absolute()).replace("%", "%%") + "/%06d.tar"  # absolute: "s3:out" is a folder, not a URL
-    with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, mtime=0, verbose=0, encoder=False) as writer:
+
+    def encoded() -> Iterator[dict[str, str | bytes]]:
         for sample in samples:
             if not sample.key:
                 raise ValueError(f"{out}: sample {len(keys)} has an empty key; name every sample")
             if sample.key in keys:
                 raise ValueError(f"{out}: two samples have the key {sample.key!r}; keys must be unique")
             keys.add(sample.key)
-            writer.write(encode_sample(sample, quality))
+            yield encode_sample(sample, quality)
+
+    rest, shard = encoded(), 0
+    while some := list(islice(rest, samples_per_shard)):
+        write_tar(folder / f"{shard:06d}.tar", some)
+        shard += 1
     return len(keys)
 
 

@@ -127,7 +127,7 @@ def split(members):
         (swap, "'a' do not stand together"),
         (split, "'a' do not stand together"),
         (lambda m: m.pop(6), "sample 'b' has no "),
-        (lambda m: m.insert(6, m[5]), "sample 'b' has clothing_agnostic twice"),
+        (lambda m: m.insert(6, m[5]), "sample 'b' has person twice"),
         (lambda m: m.extend(m[:5]), "sample 'a' do not stand together"),
         (lambda m: m.append(("../../x.person.jpg", m[2][1])), "'../../x.person.jpg' is not a plain file"),
         (lambda m: m.append(("/etc/x.person.jpg", m[2][1])), "'/etc/x.person.jpg' is not a plain file"),
