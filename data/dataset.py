@@ -54,12 +54,12 @@ class ShardedDataset:
     Opening it costs one small file, whatever the number of samples; the index rows are memory-mapped, so that all
     workers and ranks of a host share them in the page cache.  With a size, samples of another size are resized as
     python -m data.prepare does it (resize="lanczos"), or from what libjpeg decodes at a fraction of the size ("dct").
-    Raises ValueError when the folder, its index or a shard is missing or has another size than the index says.
+    Raises ValueError when the folder or its index is missing, or, if it is checked, a shard is not as the index says.
     """
 
     def __init__(
         self, folder: str | Path, *, size: tuple[int, int] | None = None, resize: str = "none",
-        cache: Path | None = None, cache_gb: float = 100,
+        cache: Path | None = None, cache_gb: float = 100, checked: bool = True,
     ):  # fmt: skip
         self.source = open_source(folder, cache, cache_gb)
         self.folder = str(folder).rstrip("/")
@@ -72,12 +72,13 @@ class ShardedDataset:
         self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         facts = [[shard.name, shard.samples, shard.bytes, shard.crc] for shard in about.shards]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        if not isinstance(self.source, Remote):
+        if checked and not isinstance(self.source, Remote):
             for shard in about.shards:
-                self._check_shard(shard)
+                self.check_shard(shard)
         self._open()
 
-    def _check_shard(self, shard: ShardFacts) -> None:
+    def check_shard(self, shard: ShardFacts) -> None:
+        """Raises ValueError when a shard is missing or has another size than the index says."""
         path = self.source.name(shard.name)
         try:
             num_bytes = self.source.size(shard.name)

@@ -7,7 +7,7 @@ import io
 import json
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.schema import JOINTS
 
@@ -71,6 +71,8 @@ def _decode_any(data: bytes, size: tuple[int, int]) -> np.ndarray:
             if image.mode[0] in "IF":
                 raise ValueError(f"{image.mode} pixels, not 8 bits a channel")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("no image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
 

@@ -12,7 +12,7 @@ from data.pose_drawing import draw_pose
 from data.schema import Sample
 
 COLUMNS = ("person", "clothing-agnostic, person's pose", "garment, its wearer's pose")
-TILE = 256  # pixels: smaller samples are enlarged until their height reaches it
+TILE = 256  # pixels: smaller samples are enlarged until their width reaches it
 BAR = 20  # pixels: height of a line of text
 
 
@@ -31,7 +31,7 @@ def _labelled_row(sample: Sample) -> np.ndarray:
 
 
 def _row(sample: Sample) -> np.ndarray:
-    zoom = -(-TILE // sample.person.shape[0])
+    zoom = -(-TILE // sample.person.shape[1])
     person, agnostic, garment = (
         image.repeat(zoom, 0).repeat(zoom, 1) for image in (sample.person, sample.clothing_agnostic, sample.garment)
     )
@@ -51,11 +51,13 @@ def text_bar(texts: tuple[str, ...], width: int) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     """Writes the picture; returns the exit status: 0, or 2 after one line on stderr about what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m data.inspect", description=__doc__)
-    parser.add_argument("shards", type=Path, help="a folder that python -m data.prepare wrote")
+    parser.add_argument("shards", help="a folder that python -m data.prepare wrote, or its URL")
     parser.add_argument("--num", type=int, default=8, help="number of samples, the first ones [8]")
     parser.add_argument("--out", type=Path, default=Path("inspect.png"), help="[inspect.png]")
     args = parser.parse_args(argv)
     try:
+        if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"--out {args.out}: name a .png or a .jpg")
         dataset = ShardedDataset(args.shards)
         picture = contact_sheet([dataset.read(i) for i in range(min(max(args.num, 1), len(dataset)))])
         Image.fromarray(picture).save(args.out)

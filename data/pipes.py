@@ -8,6 +8,7 @@ exact, wherever they serve.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -85,21 +86,30 @@ class PipedStream(IterableDataset):
             yield from (pool[i] for i in rng.permutation(len(pool)))
             empty = 0 if found else empty + 1
             if empty == MAX_EMPTY:
+                last = self.broken[-1] if self.broken else None
+                why = f" ({last.shard}: {last.key}: {last.reason})" if last else ""
                 raise ValueError(
-                    f"data.shards={','.join(self.pipes.places)}: the streams gave no sample; run the command by itself "
-                    "and look at what it prints"
+                    f"data.shards={','.join(self.pipes.places)}: the streams gave no sample{why}; run the command by "
+                    "itself and look at what it prints"
                 )
 
     def _read(self, urls: list[str]) -> Iterator[Sample]:
-        members = webdataset.WebDataset(
-            urls, shardshuffle=False, handler=webdataset.warn_and_continue, empty_check=False, nodesplitter=None,
-            workersplitter=None,
-        )  # fmt: skip
-        for entry in members:
-            try:
-                yield _sample(entry, self.pipes.image_size)
-            except ValueError as error:
-                self.broken.append(Replaced(entry["__key__"], entry["__url__"], str(error), -1))
+        for url in urls:
+            entries = webdataset.WebDataset(
+                url, shardshuffle=False, handler=partial(self._cut_off, url), empty_check=False, nodesplitter=None,
+                workersplitter=None,
+            )  # fmt: skip
+            for entry in entries:
+                try:
+                    yield _sample(entry, self.pipes.image_size)
+                except ValueError as error:
+                    self.broken.append(Replaced(entry["__key__"], url, str(error), -1))
+
+    def _cut_off(self, url: str, error: Exception) -> bool:
+        """A stream that breaks is told of, and the next one read."""
+        reason = str(error.args[0] if error.args else error).partition("\n")[0]
+        self.broken.append(Replaced("(the rest of it)", url, f"the stream broke off: {reason}", -1))
+        return True
 
 
 def _sample(entry: dict, size: tuple[int, int]) -> Sample:

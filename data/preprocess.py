@@ -11,7 +11,7 @@ import numpy as np
 from data.agnostic import GRAY, box_mean, clothing_agnostic
 from data.framing import MASK_MARGIN, Box, bounding_box, crop_pose, fit, person_box, whole, widen
 from data.pose import NUM_JOINTS
-from data.schema import Part, Photo, Sample
+from data.schema import JOINTS, Part, Photo, Sample
 
 SOFT_EDGE = 0.003  # of the garment's size
 
@@ -44,6 +44,24 @@ def check_photo(photo: Photo, where: str) -> None:
         )
     if not (photo.parts == Part.UPPER).any():
         raise ValueError(f"{where}: no pixel is labelled upper garment; check --label-map, or leave this photo out")
+    if wrong := _wrong_torso(photo):
+        raise ValueError(
+            f"{where}: most of the torso is labelled {wrong}, so that the garment would show in the agnostic picture; "
+            "check --label-map, or leave this photo out"
+        )
+
+
+def _wrong_torso(photo: Photo) -> str:
+    """What most of the box between shoulders and hips is labelled, if that cannot be, as with another label map."""
+    names = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    corners = photo.pose[[JOINTS.index(name) for name in names]]
+    if not corners[:, 2].all():
+        return ""
+    left, top = np.maximum(corners[:, :2].min(0), 0).astype(int)
+    right, bottom = corners[:, :2].max(0).astype(int)
+    torso = photo.parts[top : bottom + 1, left : right + 1]
+    wrong = {part.name.lower(): float((torso == part).mean()) for part in (Part.HEAD, Part.LEGS, Part.FEET)}
+    return max(wrong, key=wrong.get) if torso.size and max(wrong.values()) > 0.5 else ""
 
 
 def make_sample(key: str, person: Photo, garment: Photo, how: Preparation) -> Sample:

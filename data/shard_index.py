@@ -187,8 +187,9 @@ def write_rows(tar: Path, rows: np.ndarray) -> None:
     partial.replace(tar.with_suffix(".npy"))
 
 
-def write_index(folder: Path, paired: bool = True) -> None:
-    """Indexes every tar of a folder and publishes dataset.json last, so that an index is whole or absent.
+def write_index(folder: Path, paired: bool = True) -> int:
+    """Indexes every tar of a folder and publishes dataset.json last, so that an index is whole or absent; returns the
+    number of samples.
 
     An older index stays as it is when a tar is refused.
     """
@@ -202,6 +203,7 @@ def write_index(folder: Path, paired: bool = True) -> None:
     for tar, shard in indexed.items():
         write_rows(tar, shard.rows)
     publish_index(folder, {tar.name: shard.rows for tar, shard in indexed.items()}, image_size, paired)
+    return sum(len(shard.keys) for shard in indexed.values())
 
 
 def unique_keys(shards: Iterable[tuple[Path, list[str]]]) -> None:

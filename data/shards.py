@@ -101,9 +101,11 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m data.shards FOLDER    writes the index of the .tar shards in FOLDER")
     try:
-        write_index(Path(sys.argv[1]))
+        num = write_index(Path(sys.argv[1]))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{sys.argv[1]}: {num} samples; read every byte of them: python -m data.verify {sys.argv[1]}")
 
 
 if __name__ == "__main__":

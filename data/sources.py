@@ -6,6 +6,7 @@ What fails for a while (a busy disk, a network, a storage service) is tried agai
 import getpass
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -32,6 +33,7 @@ OPEN_SHARDS = 64  # file handles a process keeps
 WAITS_S = (0.1, 0.5, 2, 8, 20)  # between tries
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # tried twice only
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+SMALL = 2**20  # bytes of free space that an index may need
 TIMEOUT_S = 30  # without a byte from a server
 
 
@@ -55,7 +57,7 @@ def persistently(action: Callable[[], T], what: str) -> T:
 
 
 def open_source(place: str | Path, cache: Path | None = None, cache_gb: float = 100) -> "Folder | Remote":
-    """place: a folder, or a URL of https, s3, gs or another of fsspec's protocols."""
+    """place: a folder, or a URL of https, s3 or gs."""
     if "://" in str(place):
         return Remote(str(place), cache or Path(tempfile.gettempdir()) / f"tryon-shards-{getpass.getuser()}", cache_gb)
     return Folder(Path(place))
@@ -139,14 +141,13 @@ class Remote(Folder):
         self.url = url.rstrip("/")
         self.limit = int(cache_gb * 1e9)
         protocol = url.partition("://")[0]
+        if protocol not in PACKAGES:
+            raise ValueError(f"{url}: {protocol}:// is not read; use a folder, https://, s3:// or gs://")
         try:
             fsspec.get_filesystem_class(protocol)
         except ImportError:
-            raise ValueError(
-                f"{url}: reading {protocol}:// needs a package: pip install {PACKAGES[protocol]}"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{url}: {error}; use a folder, https://, s3:// or gs://") from None
+            package = PACKAGES[protocol]
+            raise ValueError(f"{url}: reading {protocol}:// needs a package: pip install {package}") from None
         super().__init__(cache)
         self._connect()
         about = self.fresh("dataset.json")
@@ -177,7 +178,13 @@ class Remote(Folder):
     def path(self, file: str) -> Path:
         """The copy of a small file in the cache, made at once when it is not there."""
         if not (self.place / file).is_file():
-            self._ask(lambda service: self._copy(service, file), file)
+            try:
+                self._ask(lambda service: self._copy(service, file), file)
+            except Unreachable as error:
+                if shutil.disk_usage(self.place).free < SMALL:
+                    told = f"{self.place}: the disk is full; free space, or name another data.cache"
+                    raise Unreachable(told) from error
+                raise
         return self.place / file
 
     def fresh(self, file: str) -> bytes:
@@ -259,8 +266,11 @@ class Remote(Folder):
                 return
             if is_shard:
                 self._make_room(service.size(self.name(file)))
-            service.get_file(self.name(file), str(partial))
-            partial.replace(self.place / file)
+            try:
+                service.get_file(self.name(file), str(partial))
+                partial.replace(self.place / file)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Removes the shards that were opened longest ago; a process that reads one keeps it until it is done."""

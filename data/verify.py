@@ -37,8 +37,13 @@ def check_shard(dataset: ShardedDataset, shard: int) -> list[Finding]:
     """What is wrong in one shard."""
     name = dataset.source.name(dataset.shards[shard].name)
     found = []
-    if "://" not in dataset.folder and (problem := _structure(dataset, shard)):
-        found.append(Finding(name, "", problem, True))
+    if "://" not in dataset.folder:
+        try:
+            dataset.check_shard(dataset.shards[shard])
+        except ValueError as error:
+            return [Finding(name, "", str(error).removeprefix(f"{name}: "), True)]
+        if problem := _structure(dataset, shard):
+            found.append(Finding(name, "", problem, True))
     for sample_id in range(dataset.first_id[shard], dataset.first_id[shard + 1]):
         try:
             odd = _odd(dataset.read(sample_id))
@@ -76,9 +81,13 @@ def check(dataset: ShardedDataset, workers: int) -> Iterator[Finding]:
     shards = range(len(dataset.shards))
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(partial(check_shard, dataset), shards) if workers > 1 else None
-        bar = tqdm(results or (check_shard(dataset, shard) for shard in shards), total=len(shards), unit="shard")
-        for found in bar:
+        one_by_one = (check_shard(dataset, shard) for shard in shards)
+        for found in tqdm(results or one_by_one, total=len(shards), unit="shard", disable=None):
             yield from found
+    known = {shard.name for shard in dataset.shards}
+    for path in sorted(Path(dataset.folder).glob("*.tar")):
+        if path.name not in known:
+            yield Finding(str(path), "", "the index does not know it: python -m data.shards indexes it", False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out or Path("quarantine.jsonl" if "://" in args.shards else f"{args.shards}/quarantine.jsonl")
     try:
-        dataset = ShardedDataset(args.shards)
-        found = list(check(dataset, args.workers))
+        dataset = ShardedDataset(args.shards, checked=False)
+        found = list(check(dataset, max(1, args.workers)))
         broken = [finding for finding in found if finding.broken]
         lines = [{"shard": f.shard, "key": f.key, "reason": f.reason} for f in broken]
         out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -102,8 +111,11 @@ def main(argv: list[str] | None = None) -> int:
         sample = f" sample {finding.key!r}:" if finding.key else ""
         print(f"{'broken' if finding.broken else 'odd'}: {finding.shard}:{sample} {finding.reason}")
     samples = len({(f.shard, f.key) for f in broken if f.key})
-    print(f"{dataset.folder}: {len(dataset)} samples in {len(dataset.shards)} shards, {samples} broken, "
-          f"{len(found) - len(broken)} odd; {out}")  # fmt: skip
+    shards = len({f.shard for f in broken if not f.key})
+    print(
+        f"{dataset.folder}: {len(dataset)} samples in {len(dataset.shards)} shards; broken: {shards} shards, {samples} "
+        f"samples; odd: {len(found) - len(broken)}; {out}"
+    )
     return 1 if broken else 0
 
 

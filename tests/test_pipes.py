@@ -53,8 +53,11 @@ def test_broken_samples_and_streams(folder):
     tar.write_bytes(data)
     pipes = Pipes((f"pipe:cat {folder}/{{000000..000003}}.tar", "pipe:exit 3"), (16, 12))
     seen, broken = read(pipes, 1, 1, 3)
-    assert len(seen) == 36 and {bad.key for bad in broken} == {"sample-8"}
-    with pytest.raises(ValueError, match="the streams gave no sample; run the command by itself"):
+    assert len(seen) == 36 and {bad.key for bad in broken} == {"sample-8", "(the rest of it)"}
+    assert {bad.shard for bad in broken} == {f"pipe:cat {tar}", "pipe:exit 3"}
+    with pytest.raises(ValueError, match=r"gave no sample .*person cannot be decoded .16x12 pixels, not 32x32"):
+        read(Pipes((f"pipe:cat {tar}",), (32, 32)), 1, 1, 1)
+    with pytest.raises(ValueError, match=r"the streams gave no sample .*exit 3.*; run the command by itself"):
         read(Pipes(("pipe:exit 3",), (16, 12)), 1, 1, 1)
 
 

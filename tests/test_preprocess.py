@@ -61,6 +61,15 @@ def test_a_photo_without_garment_is_refused():
         make_sample("k", person._replace(parts=person.parts[:, ::2]), garment, how)
 
 
+def test_parse_maps_read_by_another_label_map_are_refused():
+    """Or the garment, taken for a head, would stand in the agnostic picture."""
+    person, garment = draw_pair(0, 0, (64, 64))
+    swapped = np.array([Part.BACKGROUND, Part.UPPER, Part.NECK, Part.HEAD, *range(4, 10)], np.uint8)
+    with pytest.raises(ValueError, match=r"'k', person photo: most of the torso is labelled head.*check --label-map"):
+        make_sample("k", person._replace(parts=swapped[person.parts]), garment, Preparation((64, 64)))
+    make_sample("k", person, garment, Preparation((64, 64)))
+
+
 def test_soft_edges_lie_inside_the_mask_and_scale_with_it(real_data):
     mask = read_image(real_data / "cotton/cloth-mask/3.png")[..., 0] >= 128
     alpha = soft_alpha(mask)

@@ -278,13 +278,15 @@ def test_shards_are_a_function_of_the_samples(tmp_path, random_sample):
     assert one == two
 
 
-def test_command_line(shard, monkeypatch):
+def test_command_line(shard, monkeypatch, capsys):
     before = ShardedDataset(shard.parent).fingerprint
     (shard.parent / "dataset.json").unlink()
     monkeypatch.setattr(sys, "argv", ["data.shards", str(shard.parent)])
     main()
+    assert "3 samples; read every byte of them: python -m data.verify" in capsys.readouterr().out
     assert ShardedDataset(shard.parent).fingerprint == before
     shard.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(SystemExit) as caught:
         main()
-    assert str(caught.value).startswith(f"error: {shard}: ") and "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {shard}: ")

@@ -207,8 +207,9 @@ def test_a_server_without_ranges(folder, server, tmp_path):
 def test_what_cannot_be_opened(tmp_path, server, monkeypatch):
     with pytest.raises(ValueError, match=r"none/dataset.json: cannot be read"):
         ShardedDataset(f"{server.url}/none", cache=tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"use a folder, https://, s3:// or gs://"):
-        ShardedDataset("nothing://x", cache=tmp_path / "cache")
+    for place in ("nothing://x", "az://x/y", "ftp://x/y", "sftp://x/y"):
+        with pytest.raises(ValueError, match=r"is not read; use a folder, https://, s3:// or gs://"):
+            ShardedDataset(place, cache=tmp_path / "cache")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"data.cache=.*cannot be written"):
         ShardedDataset(server.url, cache=tmp_path / "file" / "cache")

@@ -20,7 +20,7 @@ def folder(tmp_path, random_sample) -> Path:
 
 
 def flip(folder: Path, sample_id: int, field: int) -> None:
-    name, place = ShardedDataset(folder).place(sample_id)
+    name, place = ShardedDataset(folder, checked=False).place(sample_id)
     data = bytearray((folder / name).read_bytes())
     data[place.start + place.members[field][0] + 9] ^= 1
     (folder / name).write_bytes(data)
@@ -34,7 +34,7 @@ def listed(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_whole_set(folder, capsys, workers):
     assert verify.main([str(folder), "--workers", workers]) == 0
-    assert "12 samples in 3 shards, 0 broken, 0 odd" in capsys.readouterr().out
+    assert "12 samples in 3 shards; broken: 0 shards, 0 samples; odd: 0" in capsys.readouterr().out
     assert (folder / "quarantine.jsonl").read_text() == ""
 
 
@@ -48,7 +48,8 @@ def test_broken_samples_are_listed(folder, capsys):
     ]  # fmt: skip
     assert all("is damaged" in reason for key, reason in found if key)
     out = capsys.readouterr().out
-    assert "12 samples in 3 shards, 3 broken" in out and f"broken: {folder / '000001.tar'}: sample 'sample-6'" in out
+    assert "broken: 1 shards, 3 samples" in out, "what is no pose is refused by the index too"
+    assert f"broken: {folder / '000001.tar'}: sample 'sample-6'" in out
 
 
 def test_a_broken_header_is_told_although_our_index_needs_none(folder):
@@ -76,9 +77,24 @@ def test_pairs_that_can_be_none(tmp_path, random_sample, capsys):
     write_shards([good, *odd], tmp_path / "set")
     assert verify.main([str(tmp_path / "set"), "--out", str(tmp_path / "list")]) == 0
     out = capsys.readouterr().out
-    assert "0 broken, 3 odd" in out and (tmp_path / "list").read_text() == ""
+    assert "broken: 0 shards, 0 samples; odd: 3" in out and (tmp_path / "list").read_text() == ""
     for key, told in (("bare", "nothing is hidden"), ("empty", "nothing was cut out"), ("nobody", "no visible joint")):
         assert any(f"'{key}'" in line and told in line for line in out.splitlines())
+
+
+def test_shards_that_are_gone_cut_off_or_unknown(folder, capsys):
+    """Each is told, and the rest is looked at all the same."""
+    (folder / "000000.tar").unlink()
+    whole = (folder / "000001.tar").read_bytes()
+    (folder / "000001.tar").write_bytes(whole[:-600])
+    (folder / "other.tar").write_bytes(whole)
+    flip(folder, 9, 1)
+    assert verify.main([str(folder), "--workers", "0"]) == 1
+    assert [(key, reason.split()[0]) for key, reason in listed(folder / "quarantine.jsonl")] == [
+        ("", "this"), ("", str(len(whole) - 600)), ("sample-9", "clothing_agnostic")
+    ]  # fmt: skip
+    out = capsys.readouterr().out
+    assert "broken: 2 shards, 1 samples; odd: 1" in out and f"odd: {folder / 'other.tar'}: the index does not" in out
 
 
 def test_a_set_that_cannot_be_opened(tmp_path, capsys):

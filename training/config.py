@@ -124,7 +124,8 @@ def validate(values: Any, origin: str) -> Config:
     try:
         return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ValueError("\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())) from None
+        told = dict.fromkeys(_explain(problem) for problem in error.errors())
+        raise ValueError("\n".join(f"{origin}: {line}" for line in told)) from None
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -181,6 +182,9 @@ def _shown(value: Any) -> str:
 
 
 def _explain(problem: Any) -> str:
+    shards = problem["loc"][:2] == ("data", "shards")
+    if shards and problem["type"] != "value_error":  # pydantic says it for each kind that it may be
+        return f"data.shards={json.dumps(problem['input'], default=str)}: should be a folder, a URL, or a list of them"
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = [name for name, _, _ in keys()] + list(Config.model_fields)

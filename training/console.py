@@ -24,15 +24,18 @@ class Tee(io.TextIOBase):
         self.file, self.stream = file, stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):  # neither a full disk nor a terminal that is gone ends a run here
-            if not text.startswith("\r"):
+        # Neither a full disk nor a terminal that is gone ends a run here, or silences the other.
+        if not text.startswith("\r"):
+            with contextlib.suppress(OSError):
                 self.file.write(text)
+        with contextlib.suppress(OSError):
             self.stream.write(text)
             self.stream.flush()
         return len(text)
 
     def flush(self) -> None:
-        self.file.flush()
+        with contextlib.suppress(OSError):
+            self.file.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -64,10 +67,9 @@ def keep_apart(run_dir: Path) -> None:
 
 def error(message: str) -> None:
     """A line on the console, whatever the rank."""
-    print(message, file=sys.__stderr__, flush=True)
-    if LOGS:
-        with contextlib.suppress(OSError):
-            print(message, file=LOGS[1], flush=True)
+    for stream in (sys.__stderr__, *LOGS[1:]):
+        with contextlib.suppress(OSError):  # a full disk silences the file, not the console
+            print(message, file=stream, flush=True)
 
 
 def log_file() -> str | None:

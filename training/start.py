@@ -71,6 +71,7 @@ def open_data(config: Config) -> tuple[Config, Mixture | Pipes, ShardedDataset |
     dataset = open_training(config.data, config.model.image_size)
     if config.model.image_size is None:
         config = _with_size_of(dataset.parts[0], config)
+        dataset = open_training(config.data, config.model.image_size)
     for part in dataset.parts:
         _check_part("data.shards", part, config)
         if not part.paired:
