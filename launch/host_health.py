@@ -74,7 +74,8 @@ def measure(place: Place, config: Config | None, leads: bool, mark: str, until: 
         steps["gpus"] = lambda: {"devices": [device_facts(d) for d in devices(place, config)]} | hidden_gpus(config)
         if leads:
             steps["run folder"] = lambda: {"write_mb_s": write_speed(Path(config.run.dir), mark)}
-            steps["shards"] = lambda: {"read_mb_s": read_speed(config)}
+            if not any(place.startswith("pipe:") for place in config.data.places()):
+                steps["shards"] = lambda: {"read_mb_s": read_speed(config)}
             steps["needs"] = lambda: needs(place, config)
     facts: Facts = {"leads": leads, "failed": {}}
     for name, step in steps.items():
@@ -115,13 +116,12 @@ def needs(place: Place, config: Config) -> Facts:
     micro_batch = config.train.micro_batch or max(
         1, config.train.global_batch // all_ranks // config.train.accumulation
     )
-    batches = ranks * config.data.num_workers * config.data.prefetch
+    batches = ranks * config.data.num_workers * (config.data.prefetch + 1)
     return {
         "ranks": ranks,
         "processes": ranks * (1 + config.data.num_workers),
         "shm_need_gib": batches * micro_batch * sample_bytes(config) / GIB,
-        "open_files_need": 256
-        + 16 * config.data.num_workers * config.data.prefetch,  # 13 tensors a batch, one file each
+        "open_files_need": 256 + config.data.num_workers * (config.data.prefetch + 1),  # one piece of memory a batch
     }
 
 
