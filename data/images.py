@@ -39,6 +39,8 @@ def load_image(path: Path, what: str) -> Image.Image:
             else:
                 image.load()
                 return image
+    except Image.DecompressionBombError:  # refused by Pillow itself, before its size can be asked for
+        problem = f"its pixels are far more than {MAX_PIXELS:,}; make it smaller"
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
         raise _unreadable(path, what, error) from error
     raise ValueError(f"{path}: not taken as {what}: {problem}, or --skip-bad")

@@ -114,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
     every.add_argument("--seed", type=seed, default=0, help="of all that is drawn: pairs, splits, people [0]")
     every.add_argument(
         "--split-shares", type=shares, metavar="A,B,C",
-        help="0.9,0.05,0.05: write OUT/train, OUT/val and OUT/test, which share neither persons nor garments",
+        help="0.9,0.05,0.05: write OUT/train, OUT/val and OUT/test, which share neither persons nor garments; "
+        "viton_hd, dresscode, pairs, and csv without ids know a person or garment by its file name alone",
     )  # fmt: skip
     every.add_argument("--skip-bad", action="store_true", help="leave bad samples out and report them")
     every.add_argument("--workers", type=count, help="processes [the cores that may be used]")
@@ -180,6 +181,8 @@ def parser() -> argparse.ArgumentParser:
 
 def task_of(args: argparse.Namespace) -> Task:
     """What these arguments ask for.  Raises ValueError when the data set cannot be listed."""
+    if args.out.name in ("", ".."):
+        raise ValueError(f"--out {args.out}: name a folder that is to be made, e.g. --out {args.out / 'shards'}")
     jobs: Sequence[Job] = args.jobs(args)
     jobs = jobs if args.num is None else jobs[: args.num]
     known, sets, remarks = survey(jobs), {"": jobs}, []

@@ -79,7 +79,7 @@ def page(folder: Path, report: Report) -> str:
         body.append(_section("Files that no sample uses", _table(("file", "why"), report.left_out)))
     if facts.notes:
         rows = [(note, count, facts.samples) for note, count in facts.notes.most_common()]
-        body.append(_section("What the estimates could not tell", _bars(rows)))
+        body.append(_section("What the estimates could not tell", _bars(rows) + _noted(facts)))
     body.append(_section("Visible joints", _visibility(facts)))
     body.append(_section("Photographs by their shorter side", _sizes(facts)))
     body.append(_section("Arguments", _table(("argument", "value"), report.arguments.items())))
@@ -170,6 +170,15 @@ def _reasons(facts: Facts) -> str:
         f"<details><summary>all {len(facts.rejects):,}</summary>{_table(('sample', 'reason'), facts.rejects)}</details>"
     )
     return _table(("samples", "kind of reason"), rows) + every
+
+
+def _noted(facts: Facts) -> str:
+    """The first samples of each note."""
+    rows = []
+    for note, count in facts.notes.most_common():
+        keys = facts.noted[note]
+        rows.append((note, ", ".join(keys) + (f", and {count - len(keys):,} more" if count > len(keys) else "")))
+    return f"<details><summary>which samples</summary>{_table(('note', 'samples'), rows)}</details>"
 
 
 def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:

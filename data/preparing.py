@@ -105,7 +105,7 @@ def _begun(out: Path) -> list[Path]:
 def _open(task: Task, record: str) -> Path:
     """The folder that holds this task: out when it is whole, a folder that is being published, or the partial one.
 
-    Raises ValueError when one of them holds something else.
+    Raises ValueError when one of them holds something else, unless that is a beginning without a shard.
     """
     out, partial = task.out, _partial(task.out)
     if folders := _begun(out):
@@ -116,22 +116,33 @@ def _open(task: Task, record: str) -> Path:
             return _open(task, record)  # it has just got another name
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / 'prepare.json'}: not readable ({error}); remove {folder}") from error
-        _compare(folder, there, json.loads(record))
-        return folder
+        if folder != partial or there == json.loads(record) or not _barren(partial):
+            _compare(folder, there, json.loads(record))
+            return folder
     try:
-        there = {path.name for path in partial.glob("*") if path.suffix != ".partial"} - set(task.sets)
-        if (out / "prepare.json").is_file() or "prepare.json" in there:  # another slice was quicker
-            return _open(task, record)
-        if out.exists():
-            raise ValueError(f"{out}: exists already; choose another --out, or remove it to prepare it again")
-        if there:
-            raise ValueError(f"{partial}: holds {min(there)}, which this command did not begin; remove it")
+        if not folders:
+            there = {path.name for path in partial.glob("*") if path.suffix != ".partial"} - set(task.sets)
+            if (out / "prepare.json").is_file() or "prepare.json" in there:  # another slice was quicker
+                return _open(task, record)
+            if out.exists():
+                raise ValueError(f"{out}: exists already; choose another --out, or remove it to prepare it again")
+            if there:
+                raise ValueError(f"{partial}: holds {min(there)}, which this command did not begin; remove it")
+        else:  # another record, of which nothing has been made: this one takes its place
+            for path in partial.iterdir():
+                if path.is_dir() and path.name not in task.sets:
+                    path.rmdir()
         for name in task.sets:
             (partial / name).mkdir(parents=True, exist_ok=True)
         write_whole(partial / "prepare.json", record)
     except OSError as error:
         raise ValueError(f"{partial}: cannot be written ({error}); choose another --out") from error
     return partial
+
+
+def _barren(partial: Path) -> bool:
+    """Whether nothing stands there but what was to be prepared: no shard, and none that somebody is making."""
+    return {path.name for path in partial.rglob("*") if not path.is_dir()} == {"prepare.json"}
 
 
 def _compare(folder: Path, there: dict, now: dict) -> None:
@@ -194,9 +205,14 @@ def _num_done(work: Path, chunks: Sequence[tuple[str, Sequence[Job]]], record: s
     """How many shards are whole: all when another process has the folder already, to publish it.
 
     Of two slices that end together, the one whose file comes last must see the other's: so a file is written first, for
-    a folder that was just written to is not answered from a network disk's cache.
+    a folder that was just written to is not answered from a network disk's cache.  Raises ValueError when another
+    command has begun the folder anew.
     """
     with suppress(FileNotFoundError):
+        if json.loads((work / "prepare.json").read_text(encoding="utf-8")) != json.loads(record):
+            raise ValueError(
+                f"{work}: another command has begun it anew meanwhile; choose another --out for one of them"
+            )
         write_whole(work / "prepare.json", record)
     done = sum((work / name).with_suffix(".json").is_file() for name, _ in chunks)
     return done if work.is_dir() else len(chunks)

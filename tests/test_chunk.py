@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.chunk import Facts, make, read_chunk, read_rows, write_chunk
+from data.chunk import ABANDONED, EXAMPLES, Facts, make, read_chunk, read_rows, write_chunk
+from data.estimators.weights import Unusable
 from data.importers import drawn
 from data.importers.job import Job
 from data.preprocess import Preparation
@@ -33,7 +36,6 @@ def test_an_outcome_tells_what_became_of_a_job(outcomes):
 
 def test_what_was_written_is_read(tmp_path, outcomes):
     tar = tmp_path / "000000.tar"
-    (tmp_path / "000000.tar.1234.partial").write_bytes(b"of a process that was killed")
     facts = write_chunk(tar, iter(outcomes), "run", skip_bad=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.json", "000000.npy", "000000.tar"]
     assert facts.samples == 4 and facts.bytes == tar.stat().st_size and facts.rejects == [("bad", outcomes[-1].reason)]
@@ -45,6 +47,33 @@ def test_what_was_written_is_read(tmp_path, outcomes):
             else getattr(read, name) == value
         )
     assert index_shard(tar).keys == [job.key for job in JOBS] and len(read_rows(tar)) == 4
+
+
+def test_a_file_that_cannot_be_looked_at_makes_a_bad_sample():
+    outcome = make(Job("long", "p", "g", "a.csv row 7", (Path("/") / ("x" * 3000)).stat))
+    assert (
+        outcome.members is None
+        and outcome.reason.startswith("a.csv row 7: cannot be read (")
+        and "long" in outcome.reason
+    )
+    assert len(outcome.reason) < 500
+
+
+def test_what_no_sample_is_to_blame_for_is_raised():
+    def load():
+        raise Unusable("weights are missing")
+
+    with pytest.raises(Unusable, match=r"^weights are missing$"):
+        make(Job("a", "p", "g", "row 5", load))
+
+
+def test_unfinished_files_of_the_killed_go_and_those_of_the_living_stay(tmp_path, outcomes):
+    old, young = (tmp_path / f"000000.tar.{name}.partial" for name in ("old", "young"))
+    for path, age in ((old, 2 * ABANDONED), (young, ABANDONED / 2)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    write_chunk(tmp_path / "000000.tar", iter(outcomes[:1]), "run", skip_bad=True)
+    assert not old.exists() and young.read_bytes() == b"half"
 
 
 def test_nothing_is_left_of_a_shard_with_a_bad_sample(tmp_path, outcomes):
@@ -91,6 +120,10 @@ def test_facts_add_up(outcomes):
     joints = whole.joints + part.joints
     whole.add(Facts.from_dict(part.as_dict()))
     assert whole.samples == 4 and len(whole.rejects) == 1 and whole.notes == {"left wrist unsure": 4}
+    assert whole.noted == {"left wrist unsure": [job.key for job in JOBS]}, "in their order"
+    for _ in range(EXAMPLES):
+        part.add(whole)
+    assert len(part.noted["left wrist unsure"]) == EXAMPLES
     assert whole.photo_sizes == {"64x64": 4} and (whole.joints == joints).all() and whole.num_visible.sum() == 8
 
 

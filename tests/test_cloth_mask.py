@@ -54,10 +54,13 @@ def test_a_picture_without_backdrop_is_taken_whole():
     assert mask.all() and notes == (NO_BACKDROP,)
 
 
-def test_masks_that_show_nothing(tmp_path):
+def test_masks_that_show_nothing_or_all(tmp_path):
     image = trees.flat_cloth("a")[0]
     trees.save(tmp_path / "m.png", np.full(trees.SIZE, 127, np.uint8))
     with pytest.raises(ValueError, match=r"m.png: no pixel is 128 or more \(row 3\)"):
         read_cloth_mask(tmp_path / "m.png", image, "row 3")
+    trees.save(tmp_path / "all.png", np.full(trees.SIZE, 128, np.uint8))
+    with pytest.raises(ValueError, match=r"all.png: every pixel is 128 or more \(row 3\): it covers the whole picture"):
+        read_cloth_mask(tmp_path / "all.png", image, "row 3")
     with pytest.raises(ValueError, match=r"m.png: not of the size.*\(row 3\)"):
         read_cloth_mask(tmp_path / "m.png", image[1:], "row 3")

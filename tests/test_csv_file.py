@@ -65,6 +65,21 @@ def test_marks_line_ends_and_blank_lines(tmp_path, encoding, newline, row):
     check_truth(listed[1], 1)
 
 
+def test_rows_of_empty_cells_are_passed_over(tmp_path):
+    trees.csv(tmp_path)
+    listed = jobs(write(tmp_path, ",,,,", ROW, ",,", " , ,,,", ROW.replace("a.", "b."), ",,,,"))
+    assert [job.place for job in listed] == ["train.csv row 3", "train.csv row 6"]
+    check_truth(listed[1], 1)
+
+
+def test_a_table_that_changes_while_it_is_read(tmp_path):
+    path = write(tmp_path, ROW, ROW.replace("a.", "b."))
+    listed = jobs(path)
+    path.write_text(HEADER)
+    with pytest.raises(ValueError, match=r"train.csv: row 3 is not what it was any more .*start the command again"):
+        listed[1]
+
+
 def test_quoted_commas_quotes_and_line_ends(tmp_path):
     trees.csv(tmp_path)
     name = 'one, "two"\nthree'
@@ -100,7 +115,10 @@ def test_identities_may_be_named(tmp_path):
 
 def test_headers_that_are_none(tmp_path):
     assert "no column person_image" in refusal(tmp_path, ROW, header="image,mask")
-    assert "separated by commas" in refusal(tmp_path, ROW.replace(",", ";"), header=HEADER.replace(",", ";"))
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        said = refusal(tmp_path, ROW.replace(",", sign), header=HEADER.replace(",", sign))
+        assert f"separated by {name}, where commas are expected" in said
+    assert "separated by commas" in refusal(tmp_path, ROW, header="image,mask")
     assert "did you mean 'ca_image'" in refusal(tmp_path, ROW, header=HEADER.replace("ca_image", "ca_imge"))
     assert "person_image twice" in refusal(tmp_path, ROW, header=HEADER.replace("ca_image", "person_image"))
     assert "holds no row" in refusal(tmp_path)
@@ -113,7 +131,8 @@ def test_headers_that_are_none(tmp_path):
 
 def test_rows_that_are_none(tmp_path):
     assert "row 3 has 6 cells, the header 5; put quotes" in refusal(tmp_path, ROW, f"{ROW},x")
-    assert "row 2 has 1 cells" in refusal(tmp_path, ROW.replace(",", ";"))
+    said = refusal(tmp_path, ROW.replace(",", ";"))
+    assert "row 2 has 1 cells" in said and "semicolons" in said
     assert "is no CSV" in refusal(tmp_path, f'"{ROW}')
     assert "is no CSV" in refusal(tmp_path, "a" * 200_000 + ROW)
     assert "is no CSV" in refusal(tmp_path, ROW, newline="\r")

@@ -13,6 +13,7 @@ from PIL import Image
 from data.estimators import RIVALS, TINY_PERSON, Estimate, Estimators, estimate, tflite
 from data.estimators.garment_cut import HIP_CUT, NO_HIPS, ROUGH_CUT, TILTED
 from data.estimators.selfie import BESIDE
+from data.estimators.weights import Unusable
 from data.schema import JOINTS, Part, Photo
 
 CLOTHES = (Part.UPPER, Part.LOWER)
@@ -172,7 +173,7 @@ def test_missing_and_broken_weights(tmp_path, monkeypatch, content, message):
     tflite.load.cache_clear()
     if content:
         (tmp_path / "pose_detection.tflite").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"pose_detection.tflite: .*{message}.*data.estimators.fetch"):
+    with pytest.raises(Unusable, match=rf"pose_detection.tflite: .*{message}.*data.estimators.fetch"):
         estimate(np.zeros((64, 64, 3), np.uint8))
 
 
@@ -184,13 +185,14 @@ import numpy as np
 from pathlib import Path
 import data.prepare
 from data.estimators import Estimators, estimate, onnx_models
+from data.estimators.weights import Unusable
 for attempt in (
     lambda: estimate(np.zeros((64, 64, 3), np.uint8)),
     lambda: onnx_models.load(Path("x.onnx"), (8, 8)),
 ):
     try:
         attempt()
-    except ValueError as error:
+    except Unusable as error:
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -99,7 +99,9 @@ def test_a_decompression_bomb_is_refused_at_once(tmp_path, side, monkeypatch):
     (tmp_path / "bomb.png").write_bytes(bomb(side))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("its pixels are decoded"))
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"bomb.png.*(10000x10000 pixels are more than|decompression bomb)"):
+    with pytest.raises(
+        ValueError, match=r"bomb.png: not taken as image: .*pixels are (far )?more than 80,000,000; make it sma"
+    ):
         read_image(tmp_path / "bomb.png")
     assert time.monotonic() - start < 1
 

@@ -79,6 +79,7 @@ def test_groups_and_what_is_in_none(tmp_path):
         "top.jpg",
     )
     tree(tmp_path, "anna/red/notes.txt", "anna/red/3.heic")
+    tree(tmp_path, "anna/red/._1.jpg", "anna/red/.DS_Store", ".thumbnails/red/1.jpg", ".thumbnails/red/2.jpg")
     groups, left_out = group_photos(tmp_path)
     assert groups == [
         ("anna", "red", ["anna/red/1.jpg", "anna/red/2.JPG"]),

@@ -15,6 +15,7 @@ from runs import HOME
 from data import inspect, prepare
 from data.agnostic import GRAY
 from data.dataset import ShardedDataset
+from data.estimators import tflite
 
 
 def run(*words):
@@ -165,6 +166,66 @@ def test_user_mistakes_are_one_line(real_data, tmp_path, capsys):
     assert "--parse and --label-map belong together" in error_of(capsys)
     assert run(*photos, "--pairing", "shuffle") == 2
     assert "--pairs-per-group belong together" in error_of(capsys)
+
+
+def test_missing_weights_are_no_bad_photographs(tmp_path, monkeypatch, capsys):
+    """One row of three has no pose: the command ends at once, and goes on when the weights are there."""
+    table = trees.csv(tmp_path / "set")
+    rows = table.read_text().splitlines()
+    rows[2] = rows[2].replace("person_poses/b.json", "")
+    table.write_text("\n".join(rows))
+    monkeypatch.setenv("TRYON_MODELS", str(tmp_path / "nowhere"))
+    tflite.load.cache_clear()
+    words = ("csv", "--source", tmp_path / "set", "--size", 32, "--out", tmp_path / "out")
+    for more in ([], ["--skip-bad"]):
+        assert run(*words, *more) == 2
+        error = error_of(capsys)
+        assert error.startswith(f"error: {tmp_path / 'nowhere'}") and "fetch them once" in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_none_is_no_bad_photograph(tmp_path, real_data, estimator_weights, capsys):
+    (tmp_path / "set/ip").mkdir(parents=True)
+    (tmp_path / "set/ip/a.jpg").write_bytes((real_data / "cotton/image/4.jpg").read_bytes())
+    (tmp_path / "set/ig").symlink_to(tmp_path / "set/ip")
+    (tmp_path / "a.onnx").write_bytes(b"no model")
+    words = ("pairs", "--source", tmp_path / "set", "--out", tmp_path / "out", "--skip-bad")
+    for wrong in (
+        ["--pose-model", tmp_path / "a.onnx"],
+        ["--pose-model", tmp_path / "none.onnx"],
+        ["--parts-model", tmp_path / "a.onnx", "--parts-labels", "lipp"],
+    ):
+        assert run(*words, *wrong) == 2
+        assert ".onnx: " in error_of(capsys) and not (tmp_path / "out").exists()
+
+
+def test_the_remedy_for_a_first_attempt_needs_no_other_folder(tmp_path, capsys):
+    source = trees.viton_hd(tmp_path / "set")
+    (source / "test_pairs.txt").write_text("a.jpg b.jpg\n")
+    (source / "cloth/a.png").unlink()
+    words = ("viton_hd", "--source", source, "--split", "test", "--size", 32, "--out", tmp_path / "out")
+    assert run(*words) == 2
+    assert "use --pairing unpaired" in error_of(capsys)
+    assert run(*words, "--pairing", "unpaired") == 0 and keys_of(tmp_path / "out") == ["a__b"]
+
+
+def test_a_name_that_the_disk_refuses_is_a_bad_sample(tmp_path, capsys):
+    table = trees.csv(tmp_path / "set")
+    table.write_text(table.read_text().replace("person/b.png", f"person/{'b' * 3000}.png"))
+    words = ("csv", "--source", tmp_path / "set", "--size", 32, "--out", tmp_path / "out")
+    assert run(*words) == 2
+    error = error_of(capsys)
+    assert "train.csv row 3" in error and "free space" not in error
+    assert run(*words, "--skip-bad") == 0 and keys_of(tmp_path / "out") == ["a", "c"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("synthetic", "--num", 1, "--out", out) == 2
+    error = error_of(capsys)
+    assert error.startswith("error: --out ") and "name a folder that is to be made" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_photos_that_no_pair_uses_are_told_and_listed(tmp_path, capsys):

@@ -67,6 +67,18 @@ def test_bars_are_as_long_as_their_counts(tmp_path):
     assert "(4 samples without a pose)" in text
 
 
+def test_the_first_samples_of_each_note_are_named(tmp_path):
+    counted = Facts()
+    for i in range(30):
+        counted.count(Outcome(f"<{i}>", {}, "", EVERY_JOINT, "64x64", ("bag",) if i % 2 else ("bag", "tiny <person>")))
+    text = page(tmp_path, report(facts=counted)).split("<h2>What the estimates")[1].split("</section>")[0]
+    assert "<summary>which samples</summary>" in text
+    bag = ", ".join(f"&lt;{i}&gt;" for i in range(20))
+    assert f"<td>bag</td><td>{bag}, and 10 more</td>" in text
+    tiny = ", ".join(f"&lt;{i}&gt;" for i in range(0, 30, 2))
+    assert f"<td>tiny &lt;person&gt;</td><td>{tiny}</td>" in text
+
+
 @pytest.mark.parametrize("sets", [{"train": 40, "val": 0}, {"": 0}])
 def test_an_empty_set_has_no_picture(shards, sets, tmp_path):
     (tmp_path / "train").symlink_to(shards)

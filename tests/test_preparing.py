@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from data import chunk, preparing
 from data.chunk import Facts, read_chunk
 from data.dataset import ShardedDataset
+from data.estimators.weights import Unusable
 from data.importers import drawn
 from data.importers.job import Job, JobList, Made
 from data.preparing import Task, prepare
@@ -252,6 +255,67 @@ def test_other_arguments_are_refused_by_name(tmp_path):
         prepare(task(out))
 
 
+def test_a_beginning_without_a_shard_gives_way_to_other_arguments(tmp_path, whole):
+    out = tmp_path / "out"
+    bad = {"train": JobList([5, 6], partial(job, True)), "val": JobList([7], partial(job, True))}
+    with pytest.raises(ValueError, match="missing"):
+        prepare(task(out, sets=bad, arguments={"--num": "3"}))
+    assert contents(tmp_path / "out.partial").keys() == {"prepare.json"}
+    living = tmp_path / "out.partial/train/000000.tar.1234.partial"
+    living.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"was begun with --num 3, and now comes --num 20"):
+        prepare(task(out, bad=True), skip_bad=True)
+    living.unlink()
+    prepare(task(out, bad=True), skip_bad=True)
+    check(out, whole)
+    assert all(path.is_file() for path in out.iterdir())
+
+
+def test_a_slice_whose_beginning_was_replaced_publishes_nothing(tmp_path, monkeypatch):
+    out, fill = tmp_path / "out", preparing._fill
+
+    def replaced(*args):
+        facts = fill(*args)
+        (tmp_path / "out.partial/prepare.json").write_text('{"arguments": {}}')
+        return facts
+
+    monkeypatch.setattr(preparing, "_fill", replaced)
+    with pytest.raises(ValueError, match=r"out.partial: another command has begun it anew meanwhile; choose another"):
+        prepare(task(out))
+    assert not out.exists() and "--num" not in (tmp_path / "out.partial/prepare.json").read_text()
+
+
+def test_the_same_command_twice_at_once(tmp_path, whole, monkeypatch):
+    out, barrier, write = tmp_path / "out", threading.Barrier(2, timeout=30), chunk.write_tar
+
+    def together(path, samples):
+        write(path, samples)
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait()
+
+    monkeypatch.setattr(chunk, "write_tar", together)
+
+    def run():
+        try:
+            return prepare(task(out, bad=True), skip_bad=True)
+        finally:
+            barrier.abort()
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [call.result() for call in (pool.submit(run), pool.submit(run))]
+    assert True in [one.published for one in done] and all(one.done == one.shards for one in done)
+    check(out, whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_what_no_sample_is_to_blame_for_ends_it(tmp_path, workers, skip_bad):
+    sets = {"": JobList(range(20), partial(failing_job, lack_weights))}
+    with pytest.raises(Unusable, match=r"^weights are missing; fetch them$"):
+        prepare(task(tmp_path / "out", sets=sets), workers=workers, skip_bad=skip_bad)
+    assert sorted(path.name for path in (tmp_path / "out.partial").glob("*.tar*")) == ["000000.tar", "000001.tar"]
+
+
 def test_folders_of_something_else_stay_as_they_are(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -307,21 +371,27 @@ def test_sets_are_folders(tmp_path):
     }
 
 
-def kill_at_7(index: int) -> Made:
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lack_weights() -> None:
+    raise Unusable("weights are missing; fetch them")
+
+
+def fail_at_7(fail, index: int) -> Made:
     if index == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
+        fail()
     return load(index, False)
 
 
-def deadly_job(index: int) -> Job:
-    return job(False, index)._replace(load=partial(kill_at_7, index))
+def failing_job(fail, index: int) -> Job:
+    return job(False, index)._replace(load=partial(fail_at_7, fail, index))
 
 
 def test_a_killed_worker_is_named_and_the_rest_is_kept(tmp_path):
-    out, deadly = tmp_path / "out", JobList(range(20), deadly_job)
-    with pytest.raises(ValueError) as caught:
+    out, deadly = tmp_path / "out", JobList(range(20), partial(failing_job, die))
+    with pytest.raises(ValueError, match=r"^[^\n]* ended by SIGKILL [^\n]*fewer --workers[^\n]*$"):
         prepare(task(out, sets={"": deadly}), workers=2)
-    message = str(caught.value)
-    assert "\n" not in message and "ended by SIGKILL" in message and "fewer --workers" in message
     prepare(task(out))
     assert len(ShardedDataset(out)) == 20

@@ -87,6 +87,32 @@ def test_names_that_differ_in_case_only(tmp_path):
         listed[0].load()
 
 
+def test_hidden_files_are_passed_over(tmp_path):
+    """As macOS leaves them beside each file."""
+    trees.viton_hd(tmp_path)
+    for folder in ("image", "image-parse-v3", "cloth"):
+        (tmp_path / folder / "._a.png").write_bytes(b"")
+    assert keys(jobs(tmp_path)) == ["a", "b", "c"]
+
+
+def test_two_files_of_one_name_are_named(tmp_path):
+    trees.viton_hd(tmp_path)
+    (tmp_path / "cloth/a.webp").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cloth/a.png: there is a.webp too.*remove one"):
+        jobs(tmp_path)[0].load()
+    (tmp_path / "cloth/a.webp").unlink()
+    (tmp_path / "cloth/a.PNG").symlink_to(tmp_path / "cloth/a.png")  # one file, as where upper case is lower case
+    jobs(tmp_path)[0].load()
+
+
+@pytest.mark.parametrize(("lost", "older"), [("image-parse-v3", "image-parse"), ("openpose_json", "openpose-json")])
+def test_both_spellings_of_a_missing_folder_are_named(tmp_path, lost, older):
+    trees.viton_hd(tmp_path)
+    (tmp_path / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{lost}: no such folder, and no {older}/ beside it"):
+        jobs(tmp_path)
+
+
 def test_pairs_file_mistakes(tmp_path):
     trees.viton_hd(tmp_path)
     pairs = tmp_path / "train_pairs.txt"

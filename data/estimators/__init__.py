@@ -42,7 +42,8 @@ def estimate(image: np.ndarray, estimators: Estimators = DEFAULT) -> Estimate:
     """The photo of an image (H, W, 3) uint8 RGB with the most prominent person's parts and pose.
 
     A joint that is not seen, or lies outside of the photograph, is invisible; inside, it is noted.  Raises ValueError
-    when no person is found, or naming the command or file when a package, weights or a model are missing or wrong.
+    when no person is found, and Unusable, naming the command or file, when a package, weights or a model are missing or
+    wrong.
     """
     size = image.shape[:2]
     person = blazepose.find_person(image)

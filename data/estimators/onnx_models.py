@@ -4,6 +4,7 @@ OnnxPose takes what mmpose exports: RTMPose (Jiang et al. 2023) with its SimCC o
 ViTPose.  OnnxParts takes parsers such as SCHP (Li et al. 2020): logits over the labels of a label map.
 """
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from data.estimators.blazepose import Joints, Person, around, in_order
 from data.estimators.selfie import PartScores, softmax
 from data.estimators.tflite import INSTALL
+from data.estimators.weights import Unusable
 from data.estimators.windows import look, to_photograph
 from data.parts import LABEL_MAPS, UNKNOWN, label_map
 from data.schema import Part
@@ -44,27 +46,27 @@ class Network(NamedTuple):
 def load(path: Path, free_size: tuple[int, int]) -> Network:
     """The network of an ONNX file with one image (1, 3, H, W) as its input; free_size where H and W are left open.
 
-    It runs on one CPU core: processes share the others.  Raises ValueError naming the file, what was found in it and
+    It runs on one CPU core: processes share the others.  Raises Unusable naming the file, what was found in it and
     what is expected.
     """
     if onnxruntime is None:
-        raise ValueError(f"{path}: running it needs the package onnxruntime; {INSTALL}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; name the ONNX file of a model")
+        raise Unusable(f"{path}: running it needs the package onnxruntime; {INSTALL}")
+    if not os.access(path, os.R_OK):
+        raise Unusable(f"{path}: no such file, or none that may be read; name the ONNX file of a model")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds, without a common one
-        raise ValueError(f"{path}: not a readable ONNX model ({_line(error)}); export or copy it again") from error
+        raise Unusable(f"{path}: not a readable ONNX model ({_line(error)}); export or copy it again") from error
     inputs = session.get_inputs()
     shapes = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
     shape = list(inputs[0].shape) if len(inputs) == 1 else []  # a length that is left open has a name, or is None
     if len(shape) != 4 or shape[1] != 3 or (isinstance(shape[0], int) and shape[0] != 1):
-        raise ValueError(f"{path}: its inputs are {shapes}; expected one image (1, 3, height, width)")
+        raise Unusable(f"{path}: its inputs are {shapes}; expected one image (1, 3, height, width)")
     if inputs[0].type not in FLOATS:
-        raise ValueError(f"{path}: its input is {shapes}; expected float or float16")
+        raise Unusable(f"{path}: its input is {shapes}; expected float or float16")
     height, width = (side if isinstance(side, int) else free for side, free in zip(shape[2:], free_size, strict=True))
 
     def run(image: np.ndarray) -> list[np.ndarray]:
@@ -72,7 +74,7 @@ def load(path: Path, free_size: tuple[int, int]) -> Network:
         try:
             outputs = session.run(None, {inputs[0].name: x})
         except Exception as error:
-            raise ValueError(
+            raise Unusable(
                 f"{path}: fails on an image of {height}x{width} ({_line(error)}); export it again"
             ) from error
         return [np.asarray(output)[0].astype(np.float32) for output in outputs]
@@ -85,14 +87,14 @@ def find_joints(path: Path, image: np.ndarray, person: Person) -> Joints:
 
     It gives COCO's 17 keypoints, also as the first of Halpe's 26 or COCO-WholeBody's 133: as SimCC, one score for each
     column and one for each row of the input or a fraction of them (two outputs (1, K, n)), or as heatmaps (one output
-    (1, K, h, w)).
+    (1, K, h, w)).  Raises Unusable when it gives something else, ValueError when numbers of this image are not finite.
     """
     network = load(path, POSE_SIZE)
     view = around(person, network.size, person.angle)
     outputs = network.run((look(image, view) - np.float32(MEAN)) / np.float32(STD))
     decode = {(2, 2): _simcc, (3,): _heatmaps}.get(tuple(output.ndim for output in outputs))
     if decode is None or any(len(output) not in KEYPOINTS for output in outputs):
-        raise ValueError(
+        raise Unusable(
             f"{path}: its outputs are {_shapes(outputs)}; expected COCO's 17 keypoints: simcc_x (1, 17, n) and simcc_y "
             "(1, 17, m) as of RTMPose, or heatmaps (1, 17, h, w)"
         )
@@ -107,7 +109,7 @@ def _simcc(path: Path, size: tuple[int, int], by_x: np.ndarray, by_y: np.ndarray
     Networks count from the middle of the first pixel, windows from its corner: half a pixel more.
     """
     if by_x.shape[1] * size[0] != by_y.shape[1] * size[1]:
-        raise ValueError(
+        raise Unusable(
             f"{path}: its outputs are {_shapes([by_x, by_y])} for an input of {size[0]}x{size[1]}; expected simcc_x, "
             "then simcc_y, as many scores for each pixel of width as of height"
         )
@@ -131,23 +133,27 @@ def find_parts(path: Path, labels: str, channels: str, image: np.ndarray, person
     """The Parts of a person by the network of an ONNX file whose labels are those of the label map of this name.
 
     It gets blue, green and red (channels 'bgr', as SCHP's own code does) or 'rgb', normalised as ImageNet's, and
-    gives logits (1, number of labels, h, w), as its first output of that kind.
+    gives logits (1, number of labels, h, w), as its first output of that kind.  Raises Unusable when it gives something
+    else, or the labels are unknown, ValueError when numbers of this image are not finite.
     """
     if channels not in ("bgr", "rgb"):
-        raise ValueError(f"{path}: channels {channels!r} are unknown; known: bgr, rgb")
-    table = label_map(labels)
+        raise Unusable(f"{path}: channels {channels!r} are unknown; known: bgr, rgb")
+    try:
+        table = label_map(labels)
+    except (ValueError, OSError) as error:
+        raise Unusable(f"labels of {path}: {error}") from error
     if table.ndim != 1:
-        raise ValueError(f"{path}: the label map {labels} is one of colours; name one of label values, such as lip")
+        raise Unusable(f"{path}: the label map {labels} is one of colours; name one of label values, such as lip")
     network = load(path, PARTS_SIZE)
     view = around(person, network.size)
     x = (look(image, view) - np.float32(MEAN)) / np.float32(STD)
     outputs = network.run(x[..., ::-1] if channels == "bgr" else x)
     logits = next((output for output in outputs if output.ndim == 3 and len(output) > 1), None)
     if logits is None:
-        raise ValueError(f"{path}: its outputs are {_shapes(outputs)}; expected logits (1, number of labels, h, w)")
+        raise Unusable(f"{path}: its outputs are {_shapes(outputs)}; expected logits (1, number of labels, h, w)")
     num = int((table != UNKNOWN).sum())
     if len(logits) > 256 or (table[: len(logits)] == UNKNOWN).any():
-        raise ValueError(
+        raise Unusable(
             f"{path}: its output {_shapes([logits])} has {len(logits)} labels, the label map {labels} only {num}; name "
             f"the map of the data set it was trained on ({', '.join(LABEL_MAPS)})"
         )

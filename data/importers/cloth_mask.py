@@ -13,12 +13,16 @@ NO_BACKDROP = "the garment's background is not plain: nothing was cut away"
 
 
 def read_cloth_mask(path: Path, image: np.ndarray, place: str) -> np.ndarray:
-    """The garment's pixels, (H, W) bool: 128 or more.  Raises ValueError naming file and place when there is none."""
+    """The garment's pixels, (H, W) bool: 128 or more.  Raises ValueError naming file and place when all or none are."""
     mask = read_image(path)[..., 0] >= 128
     if mask.shape != image.shape[:2]:
         raise ValueError(f"{path}: not of the size of the garment's image ({place}); copy both again")
     if not mask.any():
         raise ValueError(f"{path}: no pixel is 128 or more ({place}): it shows no garment; make the mask again")
+    if mask.all():
+        raise ValueError(
+            f"{path}: every pixel is 128 or more ({place}): it covers the whole picture; make the mask again"
+        )
     return mask
 
 

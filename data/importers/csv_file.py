@@ -18,6 +18,7 @@ from posixpath import splitext
 from typing import NamedTuple
 
 from data.estimators import Estimators
+from data.estimators.weights import Unusable
 from data.importers.files import require
 from data.importers.given import Given, load
 from data.importers.job import Job, JobList, Made
@@ -42,7 +43,8 @@ class Row(NamedTuple):
 class Table(Sequence[Row]):
     """The rows of a CSV file, read when they are asked for: 16 bytes a row in memory.
 
-    UTF-8 with or without a mark, any line ends.  Raises ValueError naming row and remedy when it is no such table.
+    UTF-8 with or without a mark, any line ends; rows of empty cells are passed over.  Raises ValueError naming row and
+    remedy when it is no such table.
     """
 
     def __init__(self, path: Path):
@@ -76,12 +78,13 @@ class Table(Sequence[Row]):
             number, start = 1, position
             for cells in reader:
                 number += 1
-                if cells and len(cells) != len(self.header):
+                filled = any(cell.strip() for cell in cells)
+                if filled and len(cells) != len(self.header):
+                    remedy = _foreign(cells) or "put quotes around a name with a comma"
                     raise ValueError(
-                        f"{self.path}: row {number} has {len(cells)} cells, the header {len(self.header)}; put quotes "
-                        "around a name with a comma"
+                        f"{self.path}: row {number} has {len(cells)} cells, the header {len(self.header)}; {remedy}"
                     )
-                if cells:
+                if filled:
                     self.starts.append(start)
                     self.numbers.append(number)
                     self._widen(cells)
@@ -115,10 +118,8 @@ class Table(Sequence[Row]):
                 raise ValueError(f"{self.path}: column {name!r}: did you mean {meant[0]!r}? Rename it")
         for column in NEEDED:
             if column not in names:
-                raise ValueError(
-                    f"{self.path}: has no column {column}; its first row must be the header {','.join(FOLDERS)}, "
-                    "separated by commas"
-                )
+                remedy = _foreign(names) or f"its first row must be the header {','.join(FOLDERS)}, separated by commas"
+                raise ValueError(f"{self.path}: has no column {column}; {remedy}")
         return names
 
     def __len__(self) -> int:
@@ -127,9 +128,14 @@ class Table(Sequence[Row]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        self.file.seek(self.starts[index])
-        cells = next(csv.reader((line.decode("utf-8") for line in self.file), strict=True))
-        values = {name: cell.strip() for name, cell in zip(self.header, cells, strict=True) if name in COLUMNS}
+        try:
+            self.file.seek(self.starts[index])
+            cells = next(csv.reader((line.decode("utf-8") for line in self.file), strict=True))
+            values = {name: cell.strip() for name, cell in zip(self.header, cells, strict=True) if name in COLUMNS}
+        except (OSError, ValueError, csv.Error, StopIteration) as error:
+            raise ValueError(
+                f"{self.path}: row {self.numbers[index]} is not what it was any more ({error}); start the command again"
+            ) from error
         return Row(f"{self.path.name} row {self.numbers[index]}", values)
 
 
@@ -177,6 +183,8 @@ def load_row(key: str, row: Row, root: Path, how: Preparation, estimators: Estim
     )
     try:
         return load(key, given, how, estimators)
+    except Unusable:
+        raise
     except ValueError as error:
         raise ValueError(f"{row.place}: {error}") from error
 
@@ -190,6 +198,13 @@ def _file(root: Path, column: str, row: Row) -> Path | None:
     path = next((path for path in paths if path.is_file()), paths[0])
     require(path, f"{row.place}, {column}", f"nor is it {paths[1]}; put it there, or mend the row")
     return path
+
+
+def _foreign(cells: list[str]) -> str:
+    """What to do about a row in one cell that other signs than commas separate; "" where there is none."""
+    signs = {";": "semicolons", "\t": "tabs"}
+    seen = next((name for sign, name in signs.items() if len(cells) == 1 and sign in cells[0]), "")
+    return seen and f"it is separated by {seen}, where commas are expected: save the table with commas"
 
 
 def _folder(path: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.agnostic import clothing_agnostic
 from data.estimators import Estimators, estimate
+from data.estimators.weights import Unusable
 from data.framing import fit
 from data.images import read_image
 from data.importers.cloth_mask import find_cloth, read_cloth_mask
@@ -49,9 +50,14 @@ def load(key: str, given: Given, how: Preparation, estimators: Estimators) -> Ma
 
 
 def estimate_photo(path: Path, image: np.ndarray, estimators: Estimators) -> tuple[Photo, tuple[str, ...]]:
-    """What the estimators see in a photograph, and what they cannot tell.  Raises ValueError naming the file."""
+    """What the estimators see in a photograph, and what they cannot tell.
+
+    Raises ValueError naming the file, Unusable when the estimators are to blame.
+    """
     try:
         return estimate(image, estimators)
+    except Unusable:
+        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -21,7 +21,7 @@ class Job(NamedTuple):
     person_id: str  # samples that share a person or a garment go to the same split
     garment_id: str
     place: str  # "test_pairs.txt row 3": where the sample is listed, for messages
-    load: Callable[[], Made]  # can be pickled; raises ValueError naming file, place and remedy
+    load: Callable[[], Made]  # can be pickled; raises ValueError naming file and remedy, Unusable when all jobs would
 
 
 class JobList(Sequence[Job]):

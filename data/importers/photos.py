@@ -88,7 +88,8 @@ def group_photos(source: Path, rule: str = GROUP) -> tuple[list[Group], list[tup
     """The groups of photographs that show one person in one garment, and (path, why) of each file that is in none.
 
     rule is a regular expression that a path within source must match as a whole, with groups named person and garment.
-    Raises ValueError when it is none, or when no two photographs belong together.
+    Hidden files and folders, whose names begin with a dot, are passed over.  Raises ValueError when it is none,
+    or when no two photographs belong together.
     """
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder; --source is the folder of the photographs")
@@ -100,7 +101,8 @@ def group_photos(source: Path, rule: str = GROUP) -> tuple[list[Group], list[tup
         raise ValueError(f"--group {rule!r}: has no group named {min(absent)}; write e.g. {GROUP!r}")
     found: dict[tuple[str, str], list[str]] = {}
     left_out = []
-    for path in sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()):
+    files = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for path in sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)):
         if not path.lower().endswith(IMAGE_SUFFIXES):
             left_out.append((path, f"not one of {', '.join(IMAGE_SUFFIXES)}"))
         elif match := pattern.fullmatch(path):

@@ -22,6 +22,7 @@ from data.preprocess import Preparation, check_photo, make_flat_sample
 from data.schema import Photo
 
 PAIRINGS = ("paired", "unpaired")
+PARSE, POSE = ("image-parse-v3", "image-parse"), ("openpose_json", "openpose-json")  # newer and older spelling
 WORN = (
     "paired samples need the garment that the person wears: copy it there, or, to sample other garments, "
     "use --pairing unpaired"
@@ -53,8 +54,8 @@ def list_jobs(
 
     source holds image/, or {train,test}/image/.  Paired: each person with the garment that is worn, the truth of
     training.  Unpaired: with the one of column 2; the person's photo then shows another garment and is no truth,
-    so that such samples serve sampling only.  Files belong together by name.  Raises ValueError naming the file and
-    row of the first thing that is wrong with the list.
+    so that such samples serve sampling only.  Files belong together by name.  Raises ValueError naming the folder that
+    is missing, or the file and row of the first thing that is wrong with the list.
     """
     folder = source if (source / "image").is_dir() else source / split
     if folder == source and split != "train" and not (source / f"{split}_pairs.txt").is_file():
@@ -66,14 +67,17 @@ def list_jobs(
         raise ValueError(f"{folder / 'image'}: no such folder; --source is the folder above image/, or above {split}/")
     folders = Folders(
         image=folder / "image",
-        parse=_either(folder, "image-parse-v3", "image-parse"),
-        pose=_either(folder, "openpose_json", "openpose-json"),
+        parse=_either(folder, *PARSE),
+        pose=_either(folder, *POSE),
         cloth=folder / "cloth",
         cloth_mask=folder / "cloth-mask",
     )
     rows = _rows(source, folders, split, pairing)
     if not rows:
         raise ValueError(f"{folder / 'image'}: holds no photograph; check --source and --split")
+    for path, older in ((folders.parse, PARSE[1]), (folders.pose, POSE[1])):
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder, and no {older}/ beside it; put one of them there")
     return JobList(rows, partial(_job, folders, how, label_map))
 
 
