@@ -193,7 +193,7 @@ def write_index(folder: Path, paired: bool = True) -> int:
 
     An older index stays as it is when a tar is refused.
     """
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(folder.glob("[!.]*.tar"))
     if not tars:
         raise ValueError(f"{folder}: holds no .tar shard; write some with python -m data.prepare")
     indexed = {tar: index_shard(tar) for tar in tars}

@@ -85,7 +85,7 @@ def check(dataset: ShardedDataset, workers: int) -> Iterator[Finding]:
         for found in tqdm(results or one_by_one, total=len(shards), unit="shard", disable=None):
             yield from found
     known = {shard.name for shard in dataset.shards}
-    for path in sorted(Path(dataset.folder).glob("*.tar")):
+    for path in sorted(Path(dataset.folder).glob("[!.]*.tar")):
         if path.name not in known:
             yield Finding(str(path), "", "the index does not know it: python -m data.shards indexes it", False)
 
