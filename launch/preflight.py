@@ -135,11 +135,12 @@ class Check:
     def accuse(self, told: str) -> tuple[int, str]:
         """What is known to a rank that has lost the board.  What those around the board found counts for more."""
         path, host = self.options.exclude_file, self.place.address
+        told = f"{told}, asked by rank {self.place.rank} on {self.host}"
+        line = f"error: host {host}: {told}; see whether its processes run, and the network between the two"
         with suppress(OSError):
             if path and host in self.place.nodes and not (path.exists() and path.stat().st_mtime >= self.started):
-                path.write_text(f"{host}\n", encoding="utf-8")
-        told = f"{told}, asked by rank {self.place.rank} on {self.host}"
-        return 1, f"error: host {host}: {told}; see whether its processes run, and the network between the two"
+                exclude(path, [host], [line])
+        return 1, line
 
     def run(self) -> tuple[int, str]:
         place = self.place
@@ -238,7 +239,7 @@ class Check:
             if self.options.json:
                 self.options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             if self.options.exclude_file and excluded:
-                self.options.exclude_file.write_text("".join(f"{host}\n" for host in excluded), encoding="utf-8")
+                exclude(self.options.exclude_file, excluded, [str(remark) for remark in remarks])
             elif self.options.exclude_file:
                 self.options.exclude_file.unlink(missing_ok=True)
         except OSError as error:
@@ -256,6 +257,12 @@ class Check:
         self.board.post(f"left/{self.place.rank}", True)
         if self.place.serves:
             self.board.read((f"left/{member.rank}" for member in members), time.monotonic() + GRACE_S / 2)
+
+
+def exclude(path: Path, hosts: list[str], why: list[str]) -> None:
+    """Writes the hosts, and before them why beside that file: srun may lose the words of a rank that failed."""
+    path.with_name(f"{path.name}.why").write_text("".join(f"{line}\n" for line in why), encoding="utf-8")
+    path.write_text("".join(f"{host}\n" for host in hosts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out
   [ "$TRYON_PREFLIGHT" = yes ] || return 0
   local broken="$run/logs/broken_hosts-$SLURM_JOB_ID.txt" gpus=${SLURM_GPUS_ON_NODE:-1} hosts before
   local told="$run/logs/preflight-$SLURM_JOB_ID.txt" passed=yes # srun may lose the words of a task that failed
-  rm -f "$broken" "$told"
+  rm -f "$broken" "$broken.why" "$told"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * gpus)) --ntasks-per-node="$gpus" \
     --cpus-per-task=1 --overcommit --kill-on-bad-exit=1 --output="$told" --open-mode=append \
     "${SRUN_OPTIONS[@]}" "${run_in[@]}" python3 -m launch.preflight "$@" --exclude-file "$broken" &
@@ -60,6 +60,7 @@ test_hosts() { # WORDS of train_ddp.py; a rank a GPU.  A broken host is left out
   leave_if_ended
   give_up_after "preflight failed; see what it says above"
   [ -s "$broken" ] || requeue "preflight failed"
+  grep -q "^error: host" "$told" || cat "$broken.why" || true
   hosts=$(paste -sd, "$broken") before=$(job_field ExcNodeList | sed 's/(null)//')
   requeue "without $hosts, which preflight found broken" "ExcNodeList=${before:+$before,}$hosts"
 }

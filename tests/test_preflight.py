@@ -258,6 +258,8 @@ def test_a_wrong_clock_and_a_folder_of_its_own(tmp_path, shards):
     assert "warning: host h2: its clock is 5.0 s ahead of that of h1" in texts[0]
     assert "error: host h2: its run folder is not the one that h1 see" in texts[0]
     assert texts[1] == "" and listed.exists() and listed.read_text() == "h2\n", texts[0]
+    why = (tmp_path / "exclude.why").read_text()
+    assert "error: host h2: its run folder is not the one that h1 see" in why, "should srun lose the words"
 
 
 @pytest.mark.parametrize(
