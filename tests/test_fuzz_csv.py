@@ -1,13 +1,10 @@
-"""A table that somebody else wrote, spoilt in every way: its rows become samples or rejects, or one line refuses it.
+"""A table that somebody else wrote, spoilt in every way: its rows become samples or rejects, or one line refuses it."""
 
-TRYON_FUZZ is the number of inputs [300].
-"""
-
-import os
 from itertools import islice
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.chunk import make
@@ -15,13 +12,6 @@ from data.estimators import Estimators
 from data.importers import csv_file
 from data.preprocess import Preparation
 
-fuzz = settings(
-    max_examples=int(os.environ.get("TRYON_FUZZ", "300")),
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
 HEADER = "person_image,ca_image,garment_image,person_pose,garment_pose"
 CELLS = st.sampled_from(
     [

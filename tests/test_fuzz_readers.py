@@ -1,15 +1,12 @@
-"""Documents that somebody else wrote, spoilt in every way: read, or refused by a ValueError of one line.
-
-TRYON_FUZZ is the number of inputs for each reader [300].
-"""
+"""Documents that somebody else wrote, spoilt in every way: read, or refused by a ValueError of one line."""
 
 import copy
 import json
-import os
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.parts import label_map
@@ -20,13 +17,6 @@ from data.schema import Part
 SIZE = (48, 64)
 PARTS = np.zeros(SIZE, np.uint8)
 PARTS[4:44, 4:60] = Part.UPPER
-fuzz = settings(
-    max_examples=int(os.environ.get("TRYON_FUZZ", "300")),
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
 
 JOINTS = [[8 + 2.5 * i, 6 + 2 * i] for i in range(18)]
 POSES = [
