@@ -156,7 +156,9 @@ class Remote(Folder):
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.place.mkdir(exist_ok=True)
-            (self.place / "dataset.json").write_bytes(about)
+            mine = self.place / f"dataset.json.{os.getpid()}"
+            mine.write_bytes(about)
+            mine.replace(self.place / "dataset.json")  # whole for the processes that read it meanwhile
         except OSError as error:
             raise ValueError(f"data.cache={cache}: cannot be written ({error}); name another folder") from error
 
