@@ -15,18 +15,20 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training.distributed import all_gather, local_rank, on_main
 
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial"
 
 
@@ -44,16 +46,24 @@ class TrainState:
     ema_updates: int = 0
     nonfinite_in_row: int = 0
     window: list[float] = field(default_factory=list)  # sums of what is logged next, so that a restart splits no mean
+    optimizer_steps: int = 0  # of Adam: those with a finite gradient
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
     seed: int = 0
     data: dict[str, str] = field(default_factory=dict)  # fingerprint of each training set, by its place
+
+
+class Tensors(NamedTuple):
+    """One file of a checkpoint, which all ranks read along: the values come whole, one after the other."""
+
+    shapes: dict[str, tuple[int, ...]]  # by name, in the order of the file
+    values: Callable[[], Iterator[Tensor]]  # fp32, in that order
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
-def save(run_dir: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
+def save(run_dir: Path, state: TrainState, tensors: dict[str, Tensors], keep: int) -> None:
     """Publishes a checkpoint of these tensors, by file name, and prunes all but the newest `keep`.
 
     Rank 0 writes; every rank calls, and every rank raises when it could not: ValueError naming folder and remedy, with
@@ -62,13 +72,14 @@ def save(run_dir: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]]
     on_main(lambda: _publish(folder_of(run_dir, state.step), state, tensors, keep))
 
 
-def _publish(folder: Path, state: TrainState, tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
+def _publish(folder: Path, state: TrainState, tensors: dict[str, Tensors], keep: int) -> None:
     partial = folder.with_name(folder.name + PARTIAL)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, values in tensors.items():
-            clean = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+            values = zip(values.shapes, values.values(), strict=True)
+            clean = {key: value.detach().cpu().contiguous() for key, value in values}
             save_file(clean, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
@@ -183,22 +194,23 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
-def read_tensors(folder: Path, name: str, like: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors of one file, on the CPU.
+@contextmanager
+def open_tensors(folder: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[Callable[[str], Tensor]]:
+    """A function from a tensor's name to its values, on the CPU; nothing is read before it is asked for.
 
-    Raises ValueError when their names or shapes are not those of `like`: a checkpoint of another architecture.
+    Raises ValueError when names or shapes are others than expected: a checkpoint of another architecture.
     """
     path = folder / f"{name}.safetensors"
     try:
-        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            there = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            for key in sorted(shapes.keys() | there.keys()):
+                has, wants = (list(which[key]) if key in which else "nothing" for which in (there, shapes))
+                if has != wants:
+                    raise ValueError(
+                        f"{path}: {key} is {has} there and {wants} in this model: a checkpoint of another "
+                        "architecture; use the run's own config.yaml, or another run.dir"
+                    )
+            yield file.get_tensor
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    if like is not None:
-        for key in sorted(like.keys() | tensors.keys()):
-            has, wants = (list(t[key].shape) if key in t else "nothing" for t in (tensors, like))
-            if has != wants:
-                raise ValueError(
-                    f"{path}: {key} is {has} there and {wants} in this model: a checkpoint of another architecture; "
-                    "use the run's own config.yaml, or another run.dir"
-                )
-    return tensors

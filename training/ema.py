@@ -1,11 +1,14 @@
 """Exponential moving average of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
+
+from training.checkpoint import Tensors
+from training.engine import SingleDevice
 
 
 class EMAConfig(BaseModel, extra="forbid", frozen=True):
@@ -17,33 +20,40 @@ class EMAConfig(BaseModel, extra="forbid", frozen=True):
 class EMA:
     """ema <- decay ema + (1 - decay) weights, after every optimizer step, in fp32 on the weights' device."""
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, engine: SingleDevice, config: EMAConfig):
+        self.engine, self.decay = engine, config.decay
         self.num_updates = 0
-        self.parameters = dict(model.named_parameters())
-        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.shadow = {name: stored.clone() for name, stored in engine.weights().items()}
 
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.engine.weights().values()), 1 - decay)
         self.num_updates += 1
 
+    def files(self) -> dict[str, Tensors]:
+        """The averages as files of a checkpoint, by name."""
+        whole = self.engine.whole
+        return {"ema": Tensors(self.engine.shapes, lambda: (whole(name, s) for name, s in self.shadow.items()))}
+
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor], num_updates: int) -> None:
-        for name, tensor in self.shadow.items():
-            tensor.copy_(tensors[name])
-        self.num_updates = num_updates
+    def load(self, file: str, get: Callable[[str], Tensor]) -> None:
+        """get(name): the whole average of that parameter."""
+        for name, shadow in self.shadow.items():
+            shadow.copy_(self.engine.part(name, get(name)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model computes with the averaged weights inside this block; storage is swapped, nothing is copied."""
+        """The model computes with the averaged weights inside this block."""
         self._swap()
         try:
             yield
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.shadow[name] = self.shadow[name], parameter.data
+        for name, stored in self.engine.weights().items():
+            average = self.shadow[name].clone()
+            self.shadow[name].copy_(stored)
+            stored.copy_(average)

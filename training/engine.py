@@ -4,7 +4,7 @@ An engine owns device, precision, wrapping and optimizer, and nothing else; the 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from model.conditions import Conditions
 from model.parallel_unet import ParallelUNet, ParallelUNetConfig
+from training.checkpoint import Tensors
 from training.distributed import get_rank, local_rank, num_ranks, wrap_ddp
 from training.optim import OptimConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,6 +72,7 @@ class SingleDevice:
     """One process, one device.  The other engines differ in how the network is wrapped."""
 
     rank, num_ranks = 0, 1
+    sharded = False  # whether forward passes are collective: every rank must make the same number of them
 
     @classmethod
     def num_devices(cls) -> int:
@@ -92,6 +95,7 @@ class SingleDevice:
             self.model.compile()
         assert all(p.dtype == torch.float32 for p in self.model.parameters())
         self.parameters = list(self.model.parameters())
+        self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             fused=self.device.type == "cuda",
@@ -133,24 +137,63 @@ class SingleDevice:
         if known and self.scaler.is_enabled():
             self.scaler.load_state_dict(known)
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Adam's state by parameter name: 'exp_avg.NAME', 'exp_avg_sq.NAME', 'step.NAME'."""
-        state = self.optimizer.state
-        names = self.model.named_parameters()
-        return {f"{slot}.{name}": value for name, p in names for slot, value in state.get(p, {}).items()}
+    def weights(self) -> dict[str, Tensor]:
+        """What this rank stores of each parameter, fp32.  Writing into these tensors changes the network."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def whole(self, name: str, stored: Tensor) -> Tensor:
+        """The whole tensor, shaped like the parameter, of one that is stored as weights()[name] is.
+
+        Every rank calls, with the same names in the same order.
+        """
+        return stored
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """The inverse: what this rank stores of a whole tensor."""
+        return whole
+
+    def weight_tensors(self) -> Tensors:
+        """The weights as a checkpoint's file."""
+        return Tensors(self.shapes, lambda: (self.whole(name, stored) for name, stored in self.weights().items()))
 
     @torch.no_grad()
-    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse.  No tensors: no step was taken yet, as when every gradient so far was not finite.
+    def load_weights(self, get: Callable[[str], Tensor]) -> None:
+        """get(name): the whole parameter of that name."""
+        for name, stored in self.weights().items():
+            stored.copy_(self.part(name, get(name)))
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that Adam has taken: those with a finite gradient."""
+        return next((int(state["step"]) for state in self.optimizer.state.values()), 0)
+
+    def optimizer_tensors(self) -> Tensors:
+        """Adam's moments as a checkpoint's file: 'exp_avg.NAME', 'exp_avg_sq.NAME'; empty before the first step."""
+        shapes = self.optimizer_shapes(self.optimizer_steps)
+        return Tensors(shapes, lambda: (self.moment(*name.split(".", 1)) for name in shapes))
+
+    def optimizer_shapes(self, steps: int) -> dict[str, tuple[int, ...]]:
+        """The shapes in that file after so many steps."""
+        slots = MOMENTS if steps else ()
+        return {f"{slot}.{name}": shape for slot in slots for name, shape in self.shapes.items()}
+
+    def moment(self, slot: str, name: str) -> Tensor:
+        """One of Adam's moments, whole.  Every rank calls."""
+        return self.optimizer.state[self.model.get_parameter(name)][slot]
+
+    @torch.no_grad()
+    def load_optimizer(self, get: Callable[[str], Tensor], steps: int) -> None:
+        """The state after so many steps; get('exp_avg.NAME'): that moment, whole.
 
         Moments are laid out like their parameters: fused Adam refuses a channels_last weight with a contiguous moment.
         """
-        if not tensors:
+        if steps == 0:
             return
+        device = self.device if self.optimizer.defaults["fused"] else "cpu"
         state: dict[int, dict[str, Tensor]] = {}
         for i, (name, p) in enumerate(self.model.named_parameters()):
-            moments = {slot: torch.empty_like(p).copy_(tensors[f"{slot}.{name}"]) for slot in ("exp_avg", "exp_avg_sq")}
-            state[i] = moments | {"step": tensors[f"step.{name}"].clone()}
+            moments = {slot: torch.empty_like(p).copy_(get(f"{slot}.{name}")) for slot in MOMENTS}
+            state[i] = moments | {"step": torch.tensor(float(steps), device=device)}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _set_backends(self) -> None:

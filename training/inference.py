@@ -36,7 +36,8 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
             say(f"warning: {message}; an older checkpoint is used")
         say(f"sampling with {folder / (weights + '.safetensors')}")
         model = ParallelUNet(config.model)
-        parameters = dict(model.named_parameters())
-        model.load_state_dict(checkpoint.read_tensors(folder, weights, parameters))
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        with checkpoint.open_tensors(folder, weights, shapes) as get:
+            model.load_state_dict({name: get(name) for name in shapes})
     model.eval().requires_grad_(False).to(device)
     return Autocast(model, device, config.engine.precision), device

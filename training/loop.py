@@ -58,7 +58,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
     mark("checks")
     with Pulse(run_dir, start, config.distributed, device) as pulse, listening(run_dir) as wish:
         engine = engine_class(config.model, config.engine, config.optim, config.seed)
-        ema = EMA(engine.model, config.ema.decay)
+        ema = EMA(engine, config.ema)
         mark("model")
         with agreed():
             state, rejected = resume(run_dir, config, dataset, engine, ema)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from data.mixture import Mixture
 from data.pipes import Pipes
 from training import checkpoint
@@ -30,13 +28,14 @@ def resume(
         raise ValueError(
             f"seed={config.seed}: {folder} was trained with seed={state.seed}; use that one, or another run.dir"
         )
-    parameters = dict(engine.model.named_parameters())
-    weights = checkpoint.read_tensors(folder, "model", parameters)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    ema.load(checkpoint.read_tensors(folder, "ema", parameters), state.ema_updates)
-    engine.load_optimizer_tensors(checkpoint.read_tensors(folder, "optimizer"))
+    with checkpoint.open_tensors(folder, "model", engine.shapes) as get:
+        engine.load_weights(get)
+    for name in ema.files():
+        with checkpoint.open_tensors(folder, name, engine.shapes) as get:
+            ema.load(name, get)
+    ema.num_updates = state.ema_updates
+    with checkpoint.open_tensors(folder, "optimizer", engine.optimizer_shapes(state.optimizer_steps)) as get:
+        engine.load_optimizer(get, state.optimizer_steps)
     engine.set_loss_scale(state.loss_scale)
     return state, rejected
 
@@ -57,10 +56,7 @@ def _check_data(then: dict[str, str], now: dict[str, str], folder: Path) -> None
 
 
 def save(run_dir: Path, state: TrainState, engine: SingleDevice, ema: EMA, keep: int) -> None:
-    state.ema_updates, state.loss_scale = ema.num_updates, engine.loss_scale()
-    tensors = {
-        "model": dict(engine.model.named_parameters()),
-        "ema": ema.shadow,
-        "optimizer": engine.optimizer_tensors(),
-    }
-    checkpoint.save(run_dir, state, tensors, keep)
+    state.ema_updates, state.optimizer_steps = ema.num_updates, engine.optimizer_steps
+    state.loss_scale = engine.loss_scale()
+    files = {"model": engine.weight_tensors(), "optimizer": engine.optimizer_tensors()} | ema.files()
+    checkpoint.save(run_dir, state, files, keep)
