@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")
     result.add_argument("--rows", type=count, default=8, help="pairs on the contact sheet [8]")
     result.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
-    result.add_argument("--weights", choices=("ema", "model"), default="ema", help="[ema]")
+    result.add_argument("--weights", default="ema", help="a file of the checkpoint, or any FILE.safetensors [ema]")
     return result
 
 

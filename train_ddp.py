@@ -3,8 +3,8 @@
 import sys
 
 from training.config import load_config
-from training.distributed import process_group
-from training.engine import DDP
+from training.distributed import agreed, process_group
+from training.engine import DDP, SingleDevice
 from training.exits import run
 from training.loop import train
 
@@ -12,7 +12,17 @@ from training.loop import train
 def main() -> None:
     config = load_config(sys.argv[1:], summary=__doc__)
     with process_group(config.distributed, config.engine.device):
-        train(config, DDP)
+        with agreed():
+            engine = engine_of(config.engine.zero_stage)
+        train(config, engine)
+
+
+def engine_of(zero_stage: int | None) -> type[SingleDevice]:
+    if zero_stage is None:
+        return DDP
+    from training.zero import zero  # seconds, and a package that DDP does without
+
+    return zero(zero_stage)
 
 
 if __name__ == "__main__":

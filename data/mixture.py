@@ -58,8 +58,17 @@ class Mixture:
 
     def read(self, sample_id: int, out: tuple[np.ndarray, ...] = (None,) * NUM_IMAGES) -> Sample:
         """As ShardedDataset.read."""
+        part, own_id = self._find(sample_id)
+        return part.read(own_id, out)
+
+    def key(self, sample_id: int) -> str:
+        """As ShardedDataset.key."""
+        part, own_id = self._find(sample_id)
+        return part.key(own_id)
+
+    def _find(self, sample_id: int) -> tuple[ShardedDataset, int]:
         part = bisect_right(self.first_id, sample_id) - 1
-        return self.parts[part].read(sample_id - self.first_id[part], out)
+        return self.parts[part], sample_id - self.first_id[part]
 
     def share(self, part: ShardedDataset) -> float:
         """Of the stream that comes from this data set."""

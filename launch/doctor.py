@@ -27,6 +27,7 @@ from launch.rehearsal import dry_run, missing_positions, real_step
 from launch.slurm_script import SlurmScript, check_script, read_slurm_script
 from training.config import STAGES, Config, load_config
 from training.config import parser as config_parser
+from training.fit import accumulation_of
 from training.start import cut_batch, open_data
 
 SAMPLED = 16  # shards of which a sample is read
@@ -85,14 +86,16 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
     num_ranks = nodes * gpus
     try:
         train = cut_batch(config.train, num_ranks, num_ranks)
+        accumulation = accumulation_of(config.model_copy(update={"train": train}), num_ranks)
     except ValueError as error:
         yield refused("global batch", error)
         yield Finding("memory, time", "not estimated: they need a batch that divides")
         return
     config = config.model_copy(update={"train": train})
-    layout = Layout(train.global_batch, num_ranks=num_ranks, num_micro_batches=train.accumulation)
-    micro = "micro-batch" if train.accumulation == 1 else "micro-batches"
-    told = f"{train.global_batch} = {nodes} x {gpus} GPUs x {train.accumulation} {micro} of {layout.micro_batch}"
+    layout = Layout(train.global_batch, num_ranks=num_ranks, num_micro_batches=accumulation)
+    micro = "micro-batch" if accumulation == 1 else "micro-batches"
+    told = f"{train.global_batch} = {nodes} x {gpus} GPUs x {accumulation} {micro} of {layout.micro_batch}"
+    told += " at most" * (config.engine.micro_batch == "auto")
     yield Finding("global batch", told)
     try:
         config, dataset, held_out = open_data(config)

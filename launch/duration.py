@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.findings import Finding
 from launch.gpus import GPU, find_gpu
-from launch.memory import blank_inputs
 from launch.slurm_script import SlurmScript
 from model.parallel_unet import ParallelUNet
 from training.config import Config
+from training.fit import blank_inputs
 
 UTILISATION = 0.4  # of a GPU's peak, an assumption: convolutions and attention under autocast reach 30 to 50 %
 LAST = 20  # lines of stats.jsonl that the speed is the median of
@@ -39,7 +39,7 @@ def forward_flop(config: Config) -> float:
 
 def estimated_speed(config: Config, gpu: GPU, num_ranks: int) -> Speed:
     """From the network's FLOP: the backward pass is twice the forward one, checkpointing repeats the forward one."""
-    passes = 4 if config.engine.activation_checkpointing else 3
+    passes = 4 if config.engine.activation_checkpointing else 3  # of all levels or, at most, of some
     peak = gpu.fp32_tflops if config.engine.precision == "fp32" else gpu.half_tflops
     flop = passes * forward_flop(config)
     told = f"estimated, not measured: {UTILISATION:.0%} of {peak:g} TFLOP/s a GPU"

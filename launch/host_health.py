@@ -113,9 +113,9 @@ def needs(place: Place, config: Config) -> Facts:
     gpus = torch.cuda.device_count() if config.engine.device in ("auto", "cuda") else 0
     ranks = max(1, gpus) if place.local_size == 1 else place.local_size
     all_ranks = place.size * ranks // place.local_size
-    micro_batch = config.train.micro_batch or max(
-        1, config.train.global_batch // all_ranks // config.train.accumulation
-    )
+    share = max(1, config.train.global_batch // all_ranks // config.train.accumulation)
+    wanted = config.engine.micro_batch
+    micro_batch = config.train.micro_batch or (wanted if isinstance(wanted, int) else share)
     batches = ranks * config.data.num_workers * (config.data.prefetch + 1)
     return {
         "ranks": ranks,

@@ -19,48 +19,19 @@ from torch.utils._pytree import tree_leaves
 from data.loader import Layout
 from launch.findings import Finding
 from launch.gpus import find_gpu
-from model.conditions import Conditions
-from model.diffusion import DiffusionConfig, Draws, diffusion_loss
-from model.parallel_unet import ParallelUNet, ParallelUNetConfig
+from launch.levers import Levers, levers_for, pulled
+from launch.residents import resident_bytes, sizes_of, step_bytes
+from model.diffusion import diffusion_loss
+from model.parallel_unet import ParallelUNet
 from training.config import Config
 from training.engine import Autocast
+from training.fit import accumulation_of, blank_inputs
 
 GIB = 2**30
 TIGHT = 0.9  # share of a GPU's memory above which its allocator's gaps may cost the run
 # CUDA context, cuBLAS and cuDNN workspaces, NCCL buffers.  An assumption: 0.5 GiB for the context on recent drivers,
 # as much again for the rest.
 CONTEXT = 1.0 * GIB
-
-
-class Resident(NamedTuple):
-    """Something of the parameters' size that a rank holds through the run."""
-
-    name: str
-    copies: int  # in fp32
-    sharded_from: int  # the ZeRO stage from which the ranks share it (Rajbhandari et al. 2020, Fig. 1); 4: none
-
-
-# DDP's buckets are the gradients themselves (gradient_as_bucket_view=True), and they stay when gradients are set to
-# None.  Clipping, fused Adam and the average work in place: no temporary of that size.
-RESIDENTS = (
-    Resident("weights", 1, 3),
-    Resident("gradients", 1, 2),
-    Resident("Adam's moments", 2, 1),
-    Resident("average (EMA)", 1, 4),
-)
-
-
-def resident_bytes(num_parameters: int, zero_stage: int, num_ranks: int) -> dict[str, float]:
-    """Bytes of each resident on one rank, by name."""
-    return {
-        part.name: 4.0 * num_parameters * part.copies / (num_ranks if zero_stage >= part.sharded_from else 1)
-        for part in RESIDENTS
-    }
-
-
-def count_parameters(model: ParallelUNetConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in ParallelUNet(model).parameters())
 
 
 class LivePeak(TorchDispatchMode):
@@ -90,42 +61,25 @@ class LivePeak(TorchDispatchMode):
         return result
 
 
-def blank_inputs(model: ParallelUNetConfig, diffusion: DiffusionConfig, num: int) -> tuple[Tensor, Conditions, Draws]:
-    """x0, conditions and draws of a micro-batch of zeros, (B, ...), as the loop gives them to the loss."""
-    image, num_levels = (3, *model.image_size), model.num_aug_levels
-    noise_aug = (num_levels, *image) if diffusion.noise_aug_max > 0 else (num_levels, 1, 1, 1)
-    cond = Conditions(
-        torch.zeros(num, *image), torch.zeros(num, *image), torch.zeros(num, model.num_keypoints, 3),
-        torch.zeros(num, model.num_keypoints, 3), torch.zeros(num, num_levels),
-        torch.zeros(num, *image) if model.lowres else None,
-    )  # fmt: skip
-    draws = Draws(
-        torch.zeros(num) + 0.5, torch.zeros(num, *image), torch.ones(num), torch.zeros(num, num_levels),
-        torch.zeros(num, *noise_aug),
-    )  # fmt: skip
-    return torch.zeros(num, *image), cond, draws
-
-
-def micro_batch_bytes(config: Config, num: int, *, checkpointing: bool | None = None, gpu: bool = True) -> int:
+def micro_batch_bytes(config: Config, num: int, *, gpu: bool = True) -> int:
     """Peak bytes beside the residents while a micro-batch of `num` samples goes forward and backward.
 
     Activations that autograd keeps, autocast's half-precision copies of the weights, one layer's gradient, temporaries
-    and the batch itself; convolutions' workspaces and the allocator's gaps are not seen.  checkpointing: None takes the
-    config's.  gpu: norms compute in fp32 under autocast, as CUDA's do and the CPU's do not.
+    and the batch itself; convolutions' workspaces and the allocator's gaps are not seen.  gpu: norms that are not lean
+    compute in fp32 under autocast, as CUDA's do and the CPU's do not.
     """
-    if checkpointing is None:
-        checkpointing = config.engine.activation_checkpointing
     with torch.device("meta"):
         net = ParallelUNet(config.model)
+    net.set_activation_checkpointing(config.engine.activation_checkpointing)
+    net.set_lean_norms(config.engine.lean_norms)
     with FakeTensorMode():
         for module in net.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 fake = nn.Parameter(torch.empty(parameter.shape))
                 fake.register_post_accumulate_grad_hook(_drop_gradient)  # the residents count it
                 setattr(module, name, fake)
-            if gpu and isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            if gpu and isinstance(module, nn.GroupNorm | nn.LayerNorm) and not getattr(module, "lean", False):
                 module.forward = _in_fp32(module)
-        net.set_activation_checkpointing(checkpointing)
         return peak_of_step(Autocast(net, torch.device("cpu"), config.engine.precision), config, num)
 
 
@@ -159,52 +113,69 @@ class Estimate(NamedTuple):
 
     resident: dict[str, float]
     micro_batch: float
+    step: float = 0.0  # while Adam steps, when the micro-batch is over
     context: float = CONTEXT
 
     @property
     def total(self) -> float:
-        return sum(self.resident.values()) + self.micro_batch + self.context
+        return sum(self.resident.values()) + max(self.micro_batch, self.step) + self.context
+
+
+def estimate_of(config: Config, num_ranks: int, gpu: bool = True) -> Estimate:
+    """What a rank takes for the passes that the config asks for; not gpu: in a CPU's process, beside its libraries."""
+    num = config.train.global_batch // accumulation_of(config, num_ranks) // num_ranks
+    sizes = sizes_of(config)
+    resident, step = (part(config, sizes, num_ranks, gpu) for part in (resident_bytes, step_bytes))
+    return Estimate(resident, micro_batch_bytes(config, num, gpu=gpu), step, CONTEXT if gpu else 0.0)
 
 
 class MemoryModel:
-    """Memory of one rank for any micro-batch, with and without activation checkpointing."""
+    """Memory of one rank for any micro-batch and any lever."""
 
     def __init__(self, config: Config, num_ranks: int):
-        self.config = config
-        self.num_parameters = count_parameters(config.model)
-        self.resident = resident_bytes(self.num_parameters, config.engine.zero_stage, num_ranks)
-        self.known: dict[tuple[int, bool], int] = {}
+        self.config, self.num_ranks = config, num_ranks
+        self.sizes = sizes_of(config)
+        self.num_parameters = self.sizes.total
+        self.known: dict[tuple, int] = {}
 
-    def estimate(self, micro_batch: int, checkpointing: bool | None = None) -> Estimate:
-        if checkpointing is None:
-            checkpointing = self.config.engine.activation_checkpointing
-        key = micro_batch, checkpointing
+    def estimate(self, micro_batch: int, levers: Levers = ()) -> Estimate:
+        config = pulled(self.config, levers)
+        key = micro_batch, config.engine.activation_checkpointing, config.engine.lean_norms
         if key not in self.known:
-            self.known[key] = micro_batch_bytes(self.config, micro_batch, checkpointing=checkpointing)
-        return Estimate(self.resident, self.known[key])
+            self.known[key] = micro_batch_bytes(config, micro_batch)
+        resident, step = (part(config, self.sizes, self.num_ranks) for part in (resident_bytes, step_bytes))
+        return Estimate(resident, self.known[key], step)
 
-    def largest(self, micro_batches: list[int], limit: float, checkpointing: bool) -> int | None:
+    def largest(self, micro_batches: list[int], limit: float, levers: Levers = ()) -> int | None:
         """The largest of these micro-batches, given from the largest to the smallest, that stays within `limit` bytes.
 
         Memory rises with the batch, so halving the list finds it in a few estimates.
         """
-        low, high = 0, len(micro_batches)
+        resident = resident_bytes(pulled(self.config, levers), self.sizes, self.num_ranks)
+        end = 0 if sum(resident.values()) + CONTEXT > limit else len(micro_batches)
+        low, high = 0, end
         while low < high:
             middle = (low + high) // 2
-            if self.estimate(micro_batches[middle], checkpointing).total <= limit:
+            if self.estimate(micro_batches[middle], levers).total <= limit:
                 high = middle
             else:
                 low = middle + 1
-        return micro_batches[low] if low < len(micro_batches) else None
+        return micro_batches[low] if low < end else None
 
 
 def check_memory(memory: MemoryModel, layout: Layout, name: str | None) -> Iterator[Finding]:
     """What one rank of this layout needs, against the memory of the GPU of that name.  None: it is told alone."""
-    config, now = memory.config, memory.estimate(layout.micro_batch)
+    config, num = memory.config, layout.micro_batch
+    if config.engine.micro_batch == "auto" and name is not None:
+        fitting = memory.largest(_divisors(layout), TIGHT * find_gpu(name).memory_gib * GIB)
+        yield Finding("micro-batch", f"auto: {fitting or 1} at a time, by this estimate")
+        num = fitting or 1
+    now = memory.estimate(num)
     whole = sum(now.resident.values()) / GIB
     yield Finding("weights", f"{memory.num_parameters / 1e6:,.1f} M, with gradients, Adam and average {whole:.1f} GiB")
-    how = f"{config.engine.precision}{', recomputed' if config.engine.activation_checkpointing else ''}"
-    yield Finding("activations", f"{now.micro_batch / GIB:.1f} GiB for {layout.micro_batch} samples, {how}")
+    recomputed = {False: "", True: ", recomputed"}.get(config.engine.activation_checkpointing, ", partly recomputed")
+    how = f"{config.engine.precision}{recomputed}"
+    yield Finding("activations", f"{now.micro_batch / GIB:.1f} GiB for {num} samples, {how}")
     assumed = f"{now.context / GIB:.0f} of it assumed for CUDA and NCCL"
     if name is None:
         yield Finding("memory of a GPU", f"{now.total / GIB:.1f} GiB, {assumed}; --gpu compares it with a GPU's")
@@ -221,19 +192,37 @@ def check_memory(memory: MemoryModel, layout: Layout, name: str | None) -> Itera
         yield Finding("precision", f"{name} has no bf16 units: very slow", "warning", "engine.precision=fp16")
 
 
-def _lower_memory(memory: MemoryModel, layout: Layout, available: float) -> str:
-    """The first of: activation checkpointing, the least further accumulation with it, another GPU."""
-    config, key = memory.config, "engine.activation_checkpointing=true"
-    switch = "" if config.engine.activation_checkpointing else f"{key} "
+def _divisors(layout: Layout) -> list[int]:
+    """The micro-batches that a rank may take, from the largest to the smallest."""
     whole = layout.global_batch // layout.num_ranks
-    smaller = [n for n in range(layout.micro_batch - 1, 0, -1) if whole % n == 0]
-    least = memory.estimate(1, True).total
-    if least > available:
-        return f"a GPU of more memory: one sample with {key} takes {least / GIB:.1f} GiB; or fewer model.channels"
-    best = TIGHT * available if least <= TIGHT * available else available
-    as_it_is = [layout.micro_batch] if switch else []
-    num = memory.largest(as_it_is, best, True) or memory.largest(smaller, best, True) or layout.micro_batch
-    total = memory.estimate(num, True).total / GIB
-    more = f"train.accumulation={whole // num} " if num != layout.micro_batch else ""
-    tied = f"train.micro_batch={num} " if more and config.train.micro_batch is not None else ""
-    return f"{switch}{tied}{more}({num} sample{'s' * (num > 1)} at a time: {total:.1f} GiB)"
+    return [n for n in range(whole, 0, -1) if whole % n == 0]
+
+
+def _lower_memory(memory: MemoryModel, layout: Layout, available: float) -> str:
+    """The first levers that suffice: those that cost nothing but time before those that change sums or the engine."""
+    cheap, deep = levers_for(memory.config, memory.num_ranks)
+    smaller = [n for n in _divisors(layout) if n < layout.micro_batch]
+    for best in (TIGHT * available, available):
+        for levers in cheap:
+            if memory.largest([layout.micro_batch], best, levers):
+                return _told(memory, layout, layout.micro_batch, levers)
+        for levers in (cheap[-1], *deep):
+            num = memory.largest([layout.micro_batch, *smaller], best, levers)
+            if num is not None:
+                return _told(memory, layout, num, levers)
+    levers = deep[-1] if deep else cheap[-1]
+    least = memory.estimate(1, levers).total / GIB
+    words = " ".join(lever.word for lever in levers)
+    return f"a GPU of more memory: one sample with {words} takes {least:.1f} GiB; or fewer model.channels"
+
+
+def _told(memory: MemoryModel, layout: Layout, num: int, levers: Levers) -> str:
+    words = [lever.word for lever in levers]
+    total = memory.estimate(num, levers).total / GIB
+    if num != layout.micro_batch:
+        if isinstance(memory.config.engine.micro_batch, int):
+            words.append(f"engine.micro_batch={num}")
+        else:
+            words += [f"train.micro_batch={num}"] if memory.config.train.micro_batch is not None else []
+            words.append(f"train.accumulation={layout.global_batch // layout.num_ranks // num}")
+    return f"{' '.join(words)} ({num} sample{'s' * (num > 1)} at a time: {total:.1f} GiB)"

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from data.loader import Layout, rank_positions
-from launch.memory import blank_inputs
 from model.diffusion import diffusion_loss
 from training.config import Config
 from training.distributed import fake_process_group
 from training.engine import DDP, SingleDevice
+from training.fit import blank_inputs
 from training.loop import train
 
 CHANNELS, EMB_DIM = 8, 16  # of the toy; as many levels as the config has
@@ -34,7 +34,9 @@ def toy(config: Config, run_dir: Path) -> Config:
         "data": {"num_workers": 0},
         "sampler": {"num_steps": 2},
         "train": {"num_steps": 1, "num_epochs": None, "global_batch": 2, "micro_batch": None, "accumulation": 1},
+        "optim": {"name": "adamw"},
         "engine": {
+            "zero_stage": None, "offload": "none", "micro_batch": None, "activation_checkpointing": False,
             "device": "cpu", "precision": "fp32" if config.engine.precision == "fp16" else config.engine.precision,
             "compile": False, "deterministic": False,
         },
@@ -75,14 +77,16 @@ def dry_run(config: Config, num_ranks: int) -> None:
         with fake_process_group(rank, num_ranks), _unchanged_backends():
             engine = DDP(small.model, small.engine, small.optim, small.seed)
             engine.net.register_comm_hook(None, _nobody_else)
+            idle = {name for name, _ in engine.model.named_parameters()}
+            for name, p in engine.model.named_parameters():
+                p.register_post_accumulate_grad_hook(lambda p, name=name, idle=idle: idle.discard(name))
             micro_batches = min(MICRO_BATCHES, config.train.accumulation)
             for micro in range(micro_batches):
                 x0, cond, draws = blank_inputs(small.model, small.diffusion, 1)
                 with engine.microbatch(last=micro == micro_batches - 1):
                     engine.backward(diffusion_loss(engine.net, x0, cond, draws, small.diffusion).mean())
-            idle = [name for name, p in engine.model.named_parameters() if p.grad is None]
             if idle:
-                raise ValueError(f"rank {rank} of {num_ranks}: no gradient for {', '.join(islice(idle, 5))}")
+                raise ValueError(f"rank {rank} of {num_ranks}: no gradient for {', '.join(islice(sorted(idle), 5))}")
             engine.step(small.optim.lr)
 
 

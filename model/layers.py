@@ -15,10 +15,28 @@ GRID_FREQUENCY = 32.0
 KEYPOINT_FREQUENCIES = 8  # periods 2 ... 1/64 of the image: a 128 image's joint is placed to the pixel
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """A group norm that, lean, reads and writes its input's precision.
+
+    CUDA's autocast runs a group norm in fp32: a copy of its input, its output and what follows it are kept twice as
+    wide.  The kernels themselves sum in fp32 whatever they read, but want scale and shift in the input's type; mean and
+    deviation are kept for the backward pass in that type too.
+    """
+
+    lean = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)"""
+        if not self.lean:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def group_norm(channels: int) -> GroupNorm:
     """min(32, floor(C / 4)) groups (Zhu et al. 2023, A.1), or the next smaller number that divides C."""
     groups = min(32, channels // 4)
-    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels)
+    return GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels)
 
 
 def folded_identity(c_out: int, c_in: int) -> Tensor:

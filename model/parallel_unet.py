@@ -4,6 +4,7 @@ Zhu et al. 2023 (arXiv 2306.08276), Sec. 3.2, Fig. 2 (128) and Fig. 8 (256).
 B batch, C channels, H W pixels, L tokens, D width of the conditioning, K keypoints, A conditioning images.
 """
 
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
@@ -19,6 +20,7 @@ from model.layers import (
     AttentionPool,
     CrossAttention,
     Downsample,
+    GroupNorm,
     LevelEmbedding,
     PoseTokens,
     ResBlock,
@@ -146,7 +148,7 @@ class Encoder(nn.Module):
 
     def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], config: ParallelUNetConfig):
         super().__init__()
-        self.checkpointing = False
+        self.checkpointed: Collection[int] = ()  # levels
         self.down = nn.ModuleList(Downsample(c, c_next) for c, c_next in pairwise(config.channels))
         self.levels = nn.ModuleList(
             nn.ModuleList(block(c, c, level, config) for _ in range(num_blocks[level]))
@@ -160,7 +162,7 @@ class Encoder(nn.Module):
             x = self.down[level - 1](x) if level else x
             features.append([])
             for block in blocks:
-                x = run(block, x, context, self.checkpointing)
+                x = run(block, x, context, level in self.checkpointed)
                 features[-1].append(x)
         return features
 
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
 
     def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], last: int, config: ParallelUNetConfig):
         super().__init__()
-        self.checkpointing = False
+        self.checkpointed: Collection[int] = ()  # levels
         channels = config.channels
         self.order = tuple(reversed(range(last, len(channels))))
         self.levels = nn.ModuleList(
@@ -179,13 +181,13 @@ class Decoder(nn.Module):
         )
         self.up = nn.ModuleList(Upsample(channels[level + 1], channels[level]) for level in self.order[1:])
 
-    def forward(self, features: list[list[Tensor]], context: Context) -> dict[int, Tensor]:
-        """The encoder's features -> each level's output, {level: (B, C, H / 2^level, W / 2^level)}"""
-        x, outputs = features[-1][-1], {}
+    def forward(self, features: list[list[Tensor]], context: Context) -> list[Tensor | None]:
+        """The encoder's features -> each level's output, [level]: (B, C, H / 2^level, W / 2^level)"""
+        x, outputs = features[-1][-1], [None] * len(features)
         for i, (level, blocks) in enumerate(zip(self.order, self.levels, strict=True)):
             x = self.up[i - 1](x) if i else x
             for block, skip in zip(blocks, reversed(features[level]), strict=True):
-                x = run(block, torch.cat([x, skip], 1), context, self.checkpointing)
+                x = run(block, torch.cat([x, skip], 1), context, level in self.checkpointed)
             outputs[level] = x
         return outputs
 
@@ -244,10 +246,22 @@ class ParallelUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keeps only the inputs of the blocks for the backward pass and computes the rest again."""
+    def set_activation_checkpointing(self, levels: bool | Collection[int]) -> None:
+        """Keeps only the inputs of these levels' blocks for the backward pass and computes the rest again.
+
+        0 is the finest level; true: all of them.
+        """
+        there = range(len(self.config.channels))
+        levels = (there if levels else ()) if isinstance(levels, bool) else levels
+        assert set(levels) <= set(there), levels
         for part in (self.encoder, self.decoder, self.garment_unet.encoder, self.garment_unet.decoder):
-            part.checkpointing = enabled
+            part.checkpointed = levels
+
+    def set_lean_norms(self, lean: bool) -> None:
+        """Whether group norms read and write the precision of computation instead of fp32 (see GroupNorm)."""
+        for module in self.modules():
+            if isinstance(module, GroupNorm):
+                module.lean = lean
 
     def embed(self, t: Tensor, cond: Conditions) -> Context:
         """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""

@@ -64,7 +64,7 @@ runpy.run_path({str(HOME / "train_ddp.py")!r}, run_name="__main__")
 """
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["runs", "training.loop", "torch.distributed"])
+_forkserver.set_forkserver_preload(["training.loop", "torch.distributed", "deepspeed"])
 
 
 def words(shards: Path, run_dir: Path, **changes) -> list[str]:

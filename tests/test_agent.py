@@ -6,6 +6,7 @@ import sys
 import time
 
 import psutil
+
 from runs import output, start
 
 IMPATIENT = "import sys, launch.agent as agent; agent.STOPPED_S = 2; sys.exit(agent.run())"

@@ -12,10 +12,10 @@ import sys
 import time
 
 import pytest
-from runs import HOME, TORCHRUN, Script, damage, empty_config, finish, newest, output, ranks, start, train, words
 
 from data import prepare
 from data.shard_index import write_index
+from runs import HOME, TORCHRUN, Script, damage, empty_config, finish, newest, output, ranks, start, train, words
 from training import checkpoint
 
 SECONDS = 30

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import trees
 
+import trees
 from data.images import read_image
 from data.importers.cloth_mask import NO_BACKDROP, UNSURE, find_cloth, read_cloth_mask
 

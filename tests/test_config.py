@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import HOME
 
 from model.parallel_unet import BASE_UNET, SR_UNET
+from runs import HOME
 from training import config as owner
 from training.config import Config, differences, keys, load_config, read_config, save_config
 

@@ -3,13 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
-import trees
-from test_pairs import check_truth
 
+import trees
 from data.estimators import Estimators
 from data.importers.csv_file import Table, list_jobs
 from data.preprocess import Preparation
 from data.split import survey
+from test_pairs import check_truth
 
 HOW = Preparation((64, 48))
 HEADER = "person_image,ca_image,garment_image,person_pose,garment_pose"

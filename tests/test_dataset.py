@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tars import flip_byte, members_of, refusal, rewrite
 
 from data import sources
 from data.dataset import ShardedDataset
 from data.schema import FIELDS, POSES
 from data.shard_index import index_shard, place_of, write_index
+from tars import flip_byte, members_of, refusal, rewrite
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import damage, empty_config, words
 
 from data.loader import Layout
 from launch import doctor, memory, rehearsal
@@ -13,6 +12,7 @@ from launch.duration import num_jobs, span
 from launch.gpus import GPU, GPUS, find_gpu
 from launch.rehearsal import missing_positions
 from launch.slurm_script import read_slurm_script
+from runs import damage, empty_config, words
 from training.distributed import fake_process_group, num_ranks
 
 GOOD = """#!/usr/bin/env bash

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-import trees
 
+import trees
 from data.agnostic import GRAY
 from data.importers.cloth_mask import find_cloth
 from data.importers.dresscode import for_category, list_jobs

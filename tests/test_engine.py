@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import empty_config, finish, newest, ranks, stats, tensors, words
 
+from data.dataset import ShardedDataset
+from data.order import ShuffledOrder
+from runs import empty_config, finish, newest, ranks, stats, tensors, words
 from training import checkpoint, loop
 from training.config import Config, load_config
 from training.distributed import DistributedConfig, process_group
@@ -112,7 +114,8 @@ def test_too_many_in_a_row_end_the_run_and_name_the_positions(configured, failin
     failing({3, 5, 6, 7})
     with pytest.raises(ValueError) as stop:
         train(configured(train__num_steps=9, train__max_nonfinite=3, checkpoint__every=2), SingleDevice)
-    assert "not finite in 3 steps in a row, at last in step 7 (stream positions 24 to 27)" in str(stop.value)
+    assert "not finite in 3 steps in a row, at last in step 7: the loss is not finite for '" in str(stop.value)
+    assert re.findall(r"\(stream position (\d+)\)", str(stop.value)) == ["24", "25", "26", "27"]
     assert "optim.lr" in str(stop.value) and checkpoint.read_state(newest(tmp_path / "run")).step == 6
 
 
@@ -120,10 +123,22 @@ def test_a_run_whose_every_step_failed_so_far_continues(configured, failing, tmp
     failing({1, 2})
     train(configured(train__num_steps=2), SingleDevice)
     train(configured(train__num_steps=4), SingleDevice)
-    assert {float(v) for name, v in tensors(tmp_path / "run").items() if "/step." in name} == {2.0}
+    assert checkpoint.read_state(newest(tmp_path / "run")).optimizer_steps == 2
 
 
-def test_all_ranks_skip_what_one_cannot_use(shards, tmp_path):
+def test_a_backward_pass_that_overflows_is_told_from_a_loss(configured, tmp_path, capsys):
+    class Overflowing(SingleDevice):
+        def backward(self, loss):
+            super().backward(loss)
+            self.parameters[0].grad[...] = float("inf")
+
+    with pytest.raises(ValueError, match="every loss is finite, so it is the backward pass that overflows"):
+        train(configured(train__max_nonfinite=2), Overflowing)
+    assert "warning: step 1 is skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("zero_stage", [None, 0, 1, 2, 3])
+def test_all_ranks_skip_what_one_cannot_use(shards, tmp_path, zero_stage):
     script = tmp_path / "train_broken.py"
     script.write_text(
         "import os\n"
@@ -139,13 +154,16 @@ def test_all_ranks_skip_what_one_cannot_use(shards, tmp_path):
     )
     arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", train__num_steps=8)]
     arguments += ["train.max_nonfinite=2", "checkpoint.every=3"]
+    arguments += [] if zero_stage is None else [f"engine.zero_stage={zero_stage}"]
     statuses, text = finish(ranks(tmp_path, 2, arguments, str(script)))
     assert statuses == [1, 1] and "Traceback" not in text
-    assert (
-        len(re.findall("^error: ", text, re.MULTILINE)) == 1 and "at last in step 5 (stream positions 16 to 19)" in text
-    )
+    errors = re.findall("^error: .*", text, re.MULTILINE)
+    data = ShardedDataset(shards)
+    key, other = (data.key(ShuffledOrder(data.shard_sizes, 0).sample_id(i)) for i in (18, 19))
+    told = f"in step 5: the loss is not finite for '{key}' (stream position 18), '{other}' (stream position 19);"
+    assert len(errors) == 1 and told in errors[0]
     state = checkpoint.read_state(newest(tmp_path / "run"))
-    assert (state.step, state.ema_updates) == (3, 2)
+    assert (state.step, state.ema_updates, state.optimizer_steps, state.skipped) == (3, 2, 2, 1)
 
 
 def test_bf16_computes_in_bf16_and_keeps_fp32(configured, tmp_path):
@@ -177,7 +195,7 @@ def test_moments_come_back_in_the_layout_of_their_weights(configured):
         for p in engine.parameters:
             p.grad = torch.ones_like(p)
     engines[0].optimizer.step()
-    shapes, values = engines[0].optimizer_tensors()
+    shapes, values, _ = engines[0].optimizer_tensors()
     saved = dict(zip(shapes, (value.contiguous() for value in values()), strict=True))
     engines[1].load_optimizer(saved.get, engines[0].optimizer_steps)
     for one, two in zip(*(e.parameters for e in engines), strict=True):

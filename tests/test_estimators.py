@@ -7,9 +7,9 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-import real_photos
 from PIL import Image
 
+import real_photos
 from data.estimators import RIVALS, TINY_PERSON, Estimate, Estimators, estimate, tflite
 from data.estimators.garment_cut import HIP_CUT, NO_HIPS, ROUGH_CUT, TILTED
 from data.estimators.selfie import BESIDE

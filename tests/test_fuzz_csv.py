@@ -3,7 +3,6 @@
 from itertools import islice
 from pathlib import Path
 
-from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from data.chunk import make
 from data.estimators import Estimators
 from data.importers import csv_file
 from data.preprocess import Preparation
+from fuzzing import fuzz
 
 HEADER = "person_image,ca_image,garment_image,person_pose,garment_pose"
 CELLS = st.sampled_from(

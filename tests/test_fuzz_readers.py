@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from data.parts import label_map
 from data.polygons import read_mask
 from data.pose_formats import read_pose
 from data.schema import Part
+from fuzzing import fuzz
 
 SIZE = (48, 64)
 PARTS = np.zeros(SIZE, np.uint8)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import trees
 
+import trees
 from data.agnostic import GRAY
 from data.estimators import Estimators
 from data.importers.given import Given, load

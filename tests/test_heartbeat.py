@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 import torch
-from runs import empty_config, finish, ranks, wait_for_step, words
 
+from runs import empty_config, finish, ranks, wait_for_step, words
 from training.distributed import DistributedConfig
 from training.heartbeat import HUNG, Heartbeat, Pulse, Watched
 

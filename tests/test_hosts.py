@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import BROKEN, HOME, empty_config, finish, ranks, train, words
 from torch import nn
 
+from runs import BROKEN, HOME, empty_config, finish, ranks, train, words
 from training import hosts, replicas, snapshot, timeline
 from training.distributed import Agreed
 

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+
 from runs import TORCHRUN, deviation, empty_config, free_port, losses, output, start, stats, train, words
 
 LIMIT = 1e-5  # relative, in fp32

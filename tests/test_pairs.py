@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import trees
 
+import trees
 from data.estimators import Estimators
 from data.importers.pairs import list_jobs
 from data.preprocess import Preparation, make_sample

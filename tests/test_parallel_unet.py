@@ -5,10 +5,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.parallel import scatter_gather
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.conditions import Conditions
 from model.layers import (
     CrossAttention,
+    GroupNorm,
     ResBlock,
     SelfAttention,
     folded_identity,
@@ -183,6 +185,78 @@ def test_checkpointing_changes_nothing_but_memory(monkeypatch):
     assert torch.equal(*outputs)
     for name, grad in gradients(plain).items():
         torch.testing.assert_close(gradients(saving)[name], grad, msg=name)
+
+
+def test_checkpointing_of_levels_recomputes_their_blocks_alone(monkeypatch):
+    zt, t, cond = inputs()
+    net, calls, forward = network(), [], ResBlock.forward
+    monkeypatch.setattr(ResBlock, "forward", lambda self, *args: (calls.append(self), forward(self, *args))[1])
+    net(zt, t, cond).square().sum().backward()
+    plain, total = gradients(net), len(calls)
+    for levels in ([0], [1, 2], []):
+        net.zero_grad(set_to_none=True)
+        net.set_activation_checkpointing(levels)
+        calls.clear()
+        net(zt, t, cond).square().sum().backward()
+        again = [block for block in set(calls) if calls.count(block) == 2]
+        unets = [net.encoder, net.garment_unet.encoder]
+        expected = [block.res for unet in unets for level in levels for block in unet.levels[level]]
+        for decoder in (net.decoder, net.garment_unet.decoder):
+            levels_there = zip(decoder.order, decoder.levels, strict=True)
+            expected += [block.res for level, blocks in levels_there if level in levels for block in blocks]
+        assert set(again) == set(expected) and len(calls) == total + len(again)
+        for name, grad in gradients(net).items():
+            torch.testing.assert_close(plain[name], grad, msg=name)
+
+
+def test_lean_norms_change_nothing_in_fp32():
+    zt, t, cond = inputs()
+    plain, lean = network(), network()
+    lean.set_lean_norms(True)
+    outputs = [net(zt, t, cond) for net in (plain, lean)]
+    assert torch.equal(*outputs)
+    for out in outputs:
+        out.square().sum().backward()
+    assert all(torch.equal(grad, gradients(lean)[name]) for name, grad in gradients(plain).items())
+
+
+def test_lean_norms_read_and_write_bf16_and_stay_near():
+    """Where CUDA's autocast computes norms in fp32, which a CPU shows by a cast: the norms' own input and output."""
+    zt, t, cond = inputs()
+    net, seen = network(), []
+    exact = net(zt, t, cond)
+    exact.square().mean().backward()
+    wanted = torch.cat([grad.flatten() for grad in gradients(net).values()])
+    net.zero_grad()
+    net.set_lean_norms(True)
+    for module in net.modules():
+        if isinstance(module, GroupNorm):
+            module.register_forward_hook(lambda module, args, out: seen.append({args[0].dtype, out.dtype}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(zt, t, cond)
+    out.square().mean().backward()
+    assert all(dtypes == {torch.bfloat16} for dtypes in seen) and len(seen) > 20
+    torch.testing.assert_close(out, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+    found = torch.cat([grad.flatten() for grad in gradients(net).values()])
+    assert found.dtype == torch.float32 and (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_lean_norm_gives_its_kernel_one_type():
+    """CUDA's kernel refuses a scale in fp32 beside an input in bf16 (aten/native/cuda/group_norm_kernel.cu)."""
+    norm, seen = group_norm(8), []
+    norm.lean = True
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "native_group_norm" in str(func):
+                seen.append([x.dtype for x in args if isinstance(x, Tensor)])
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(2, 8, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    with Spy(), torch.autocast("cpu", dtype=torch.bfloat16):
+        norm(x).sum().backward()
+    assert len(seen) == 2 and {dtype for dtypes in seen for dtype in dtypes} == {torch.bfloat16}
+    assert norm.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_SR, BASE_UNET, SR_UNET])

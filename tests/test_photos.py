@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import trees
 
+import trees
 from data.images import read_image
 from data.importers.photos import GROUP, Group, Known, Pairs, group_photos, list_jobs, read_photo, with_garment
 from data.preprocess import Preparation, make_sample

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import train, words
 
 from data.augment import NO_AUGMENTATION
 from data.loader import Layout, rank_positions
 from data.pipes import PipedStream, Pipes, piped_batches
 from data.shards import write_shards
 from model.diffusion import DiffusionConfig
+from runs import train, words
 from training.draws import TrainingDraws
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

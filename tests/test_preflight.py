@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import HOME, TORCHRUN, empty_config, free_port, output, start, words
 
 from launch import host_health
 from launch.host_links import edges
 from launch.host_table import table
 from launch.host_verdicts import World, broken, judge, slow
 from launch.place import expand, find_place, tasks_per_node
+from runs import HOME, TORCHRUN, empty_config, free_port, output, start, words
 from training.config import load_config
 from training.probe import Board, Group
 

@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
-from runs import HOME
 
+import trees
 from data import inspect, prepare
 from data.agnostic import GRAY
 from data.dataset import ShardedDataset
 from data.estimators import tflite
+from runs import HOME
 
 
 def run(*words):

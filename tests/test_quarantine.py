@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import finish, ranks, train, words
 
 from data.dataset import ShardedDataset
 from data.schema import JOINTS, Sample
 from data.shards import write_shards
+from runs import finish, ranks, train, words
 
 
 def write_set(folder: Path, num: int, samples_per_shard: int) -> ShardedDataset:

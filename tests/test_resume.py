@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from runs import (
     Script,
     assert_same_bits,
@@ -21,8 +23,6 @@ from runs import (
     wait_for_step,
     words,
 )
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from training import checkpoint
 
 HELD_OUT = {"log__validate_every": 7, "log__preview_every": 10, "checkpoint__every": 3, "data__augment__flip_prob": 0.5}

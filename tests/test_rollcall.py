@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import HOME, free_port
 
 from launch import rollcall
 from launch.roll import disagreements, parse, this_node
+from runs import HOME, free_port
 
 COMMAND = ["train_ddp.py", "optim.lr=1e-4"]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from tars import members_of, refusal, rewrite
 
 from data.dataset import ShardedDataset
 from data.schema import FIELDS, IMAGES
 from data.shard_index import ROW, index_shard, place_of, write_index
 from data.shards import encode_sample, escape_key, main, write_shards
+from tars import members_of, refusal, rewrite
 
 KEYS = ("plain", "001.front", "50%.x", "a/b/../c", "été 衣服 🧥", "__x__", "%2E", "UPPER\\lower", "k" * 120)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import pytest
+
 from runs import HOME
 
 HIDDEN = {"runs", "shards", "samples"}  # what the project writes

@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-from runs import Script, assert_same_bits, empty_config, finish, newest, ranks, train, wait_for_step, words
 
+from runs import Script, assert_same_bits, empty_config, finish, newest, ranks, train, wait_for_step, words
 from training import checkpoint, stop
 
 LONG = {"train__num_steps": 60, "checkpoint__every": 1000}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
+import trees
 from data.agnostic import GRAY
 from data.importers.viton_hd import list_jobs
 from data.parts import CIHP, COTTON

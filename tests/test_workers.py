@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import HOME
 
 from data.workers import WorkerDied, cores, ordered
+from runs import HOME
 
 
 def slow_square(number: int) -> int:

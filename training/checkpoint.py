@@ -5,184 +5,231 @@
         ema.safetensors        their average, by the same names
         optimizer.safetensors  Adam's moments by parameter name
         state.json             step, samples, counters, what the data was
-        manifest.json          size and SHA-256 of every file above
+        manifest.json          size of every file above and SHA-256 of each piece of it
     RUN/checkpoints/latest     the name of the newest one
 
 No file holds a pickle, and none knows how many ranks wrote it or which engine.
+
+    python -m training.checkpoint verify RUN     which checkpoints are whole, and what is wrong with the others
+    python -m training.checkpoint export RUN     the newest whole one as a folder to sample with
 """
 
-import hashlib
+import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+import torch
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from training.distributed import all_gather, local_rank, on_main
+from training.distributed import all_gather, get_rank, local_rank, num_local_ranks, num_ranks, on_main, say, where
+from training.export import export
+from training.pieces import (
+    PIECE,
+    STREAMING,
+    Content,
+    Staging,
+    Tensors,
+    Writing,
+    content_of,
+    content_of_text,
+    is_pickle,
+    num_pieces,
+)
+from training.publish import begin, first_of, newest_first, partial_of, problem_with, publish, remove
 
-FORMAT = 2
-PARTIAL = ".partial"
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
     every: int = Field(1000, ge=1, description="optimizer steps between checkpoints; the last step writes one too")
     keep: int = Field(3, ge=1, description="newest checkpoints that are kept")
+    asynchronous: bool = Field(True, description="training goes on while a checkpoint is written")
 
 
 @dataclass
 class TrainState:
     """Where training stands: everything beside tensors that the next step depends on."""
 
-    step: int = 0  # optimizer steps done
-    samples: int = 0  # samples of the stream consumed: the position of the next one
-    ema_updates: int = 0
-    nonfinite_in_row: int = 0
+    __pydantic_config__ = {"extra": "forbid"}
+
+    step: Count = 0  # optimizer steps done
+    samples: Count = 0  # samples of the stream consumed: the position of the next one
+    ema_updates: Count = 0
+    skipped: Count = 0  # steps whose gradient was not finite
+    nonfinite_in_row: Count = 0
     window: list[float] = field(default_factory=list)  # sums of what is logged next, so that a restart splits no mean
-    optimizer_steps: int = 0  # of Adam: those with a finite gradient
-    loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
-    seed: int = 0
+    optimizer_steps: Count = 0  # of Adam: those with a finite gradient
+    loss_scale: dict[str, int | float] = field(default_factory=dict)  # of fp16
+    seed: Count = 0
     data: dict[str, str] = field(default_factory=dict)  # fingerprint of each training set, by its place
-
-
-class Tensors(NamedTuple):
-    """One file of a checkpoint, which all ranks read along: the values come whole, one after the other."""
-
-    shapes: dict[str, tuple[int, ...]]  # by name, in the order of the file
-    values: Callable[[], Iterator[Tensor]]  # fp32, in that order
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
-def save(run_dir: Path, state: TrainState, tensors: dict[str, Tensors], keep: int) -> None:
-    """Publishes a checkpoint of these tensors, by file name, and prunes all but the newest `keep`.
+class Saver:
+    """Saves the checkpoints of a run, asynchronously when the config says so: save() copies this rank's share of the
+    bytes, threads write and hash them while training goes on, and settle() publishes.  Where nothing is gathered from
+    other ranks, a thread copies too, beside the next forward and backward pass, until copied() waits for it.
 
-    Rank 0 writes; every rank calls, and every rank raises when it could not: ValueError naming folder and remedy, with
-    the previous checkpoints as they were.
+    Every rank calls every method but busy() at the same steps; no thread calls a collective.
     """
-    on_main(lambda: _publish(folder_of(run_dir, state.step), state, tensors, keep))
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig):
+        self.run_dir, self.config = run_dir, config
+        self.pending = False  # a save was begun and is not published; the same on all ranks
+        self.staging = Staging()
+        self.copier = ThreadPoolExecutor(1, "checkpoint")
+        self.copying: Future | None = None
+        self.warming: Thread | None = None
+        self.removing: Thread | None = None
+        self.told = False
+
+    def prepare(self, files: dict[str, Tensors]) -> None:
+        """Makes the memory ready, in the background, that an asynchronous save of these files will copy into."""
+        if self.config.asynchronous and self.warming is None:
+            self.warming = self.staging.warm(*_needs(_contents(files, " ")), num_local_ranks())
+
+    def save(self, state: TrainState, files: dict[str, Tensors]) -> None:
+        """Begins a checkpoint of these tensors, by file name without its suffix; settles an earlier one first.
+
+        When it returns, state may change, and tensors after copied().  Raises ValueError as settle() does.
+        """
+        self.close()
+        if self.warming is not None:
+            self.warming.join()
+        self.folder = folder_of(self.run_dir, state.step)
+        self.contents = _contents(files, json.dumps(asdict(state), indent=1))
+        num, length = _needs(self.contents)
+        wanted = num if self.config.asynchronous else min(num, STREAMING)
+        enough = self.staging.grow(wanted, length, num_local_ranks()) and self.config.asynchronous
+        short = [place for place, each in all_gather((where(), enough)) if not each]
+        if self.config.asynchronous and short and not self.told:
+            self.told = True
+            say(
+                f"note: {short[0]}: too little free memory for a copy of the checkpoint "
+                f"({num * length / 2**30:.1f} GiB a rank); training waits while it is written"
+            )
+        partial, sizes = partial_of(self.folder), {name: content.size for name, content in self.contents.items()}
+        on_main(lambda: self._try(lambda: begin(partial, sizes)))
+        self.writing = Writing(partial, self.staging, (get_rank(), num_ranks()), enough)
+        self.pending = True
+        if short or any(tensors.collective for tensors in files.values()):
+            self._copy()
+        else:
+            self.copying = self._copy_behind()
+        if short:
+            self.settle()
+
+    def _copy(self) -> None:
+        for name, content in self.contents.items():
+            self.writing.add(name, content)
+        self.writing.start()
+
+    def _copy_behind(self) -> Future:
+        """Copies in a thread; from a GPU in a stream of its own, after what is queued there now."""
+        stream = None
+        if torch.cuda.is_initialized():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+
+        def copy() -> None:
+            with torch.cuda.stream(stream), torch.no_grad():
+                self._copy()
+
+        return self.copier.submit(copy)
+
+    def copied(self) -> None:
+        """Waits until training may change what is being saved: to be called before the optimizer's step."""
+        if self.copying is not None:
+            copying, self.copying = self.copying, None
+            copying.result()
+
+    def busy(self) -> bool:
+        """Whether bytes of this rank are not on the disk yet."""
+        return self.pending and ((self.copying is not None and not self.copying.done()) or self.writing.busy())
+
+    def settle(self) -> None:
+        """Waits for the bytes of all ranks, publishes the checkpoint, and removes all but the newest `keep` in the
+        background.
+
+        Raises ValueError on every rank, naming folder and remedy, when a rank could not write; the checkpoints before
+        are as they were.
+        """
+        if not self.pending:
+            return
+        self.pending = False
+        self.copied()
+        told = all_gather((where(), *self.writing.finish()))
+        on_main(lambda: self._try(lambda: self._publish(told)))
+
+    def close(self) -> None:
+        """Settles, and leaves nothing to be done in the background."""
+        self.settle()
+        if self.removing is not None:
+            self.removing.join()
+
+    def _publish(self, told: list[tuple[str, str | None, dict[str, dict[int, str]]]]) -> None:
+        if problem := next((f"{place}: {problem}" for place, problem, _ in told if problem), None):
+            raise OSError(problem)
+        digests = {name: {} for name in self.contents}
+        for _, _, pieces in told:
+            for name, each in pieces.items():
+                assert not digests[name].keys() & each.keys(), f"two ranks wrote the same piece of {name}"
+                digests[name] |= each
+        in_order = {name: [each[i] for i in range(len(each))] for name, each in digests.items()}
+        self.removing = Thread(target=remove, args=(publish(self.folder, in_order, self.config.keep),))
+        self.removing.start()
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Raises ValueError where the action raises OSError, and leaves nothing half done."""
+        try:
+            action()
+        except OSError as error:
+            shutil.rmtree(partial_of(self.folder), ignore_errors=True)
+            free = shutil.disk_usage(_existing(self.folder.parent)).free / 2**30
+            raise ValueError(
+                f"{self.folder}: the checkpoint could not be written ({error}); {free:.1f} GiB are free there. Free "
+                "space, lower checkpoint.keep or choose another run.dir; earlier checkpoints are whole"
+            ) from error
 
 
-def _publish(folder: Path, state: TrainState, tensors: dict[str, Tensors], keep: int) -> None:
-    partial = folder.with_name(folder.name + PARTIAL)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, values in tensors.items():
-            values = zip(values.shapes, values.values(), strict=True)
-            clean = {key: value.detach().cpu().contiguous() for key, value in values}
-            save_file(clean, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
-        manifest = {"format": FORMAT, "files": files}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for file in partial.iterdir():
-            _flush(file)
-        _flush(partial)
-        shutil.rmtree(folder, ignore_errors=True)  # one of this step that was not whole, or training fell back behind
-        partial.replace(folder)
-        _flush(folder.parent)
-        _point_to(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        free = shutil.disk_usage(_existing(folder.parent)).free / 2**30
-        raise ValueError(
-            f"{folder}: the checkpoint could not be written ({error}); {free:.1f} GiB are free there. Free space, "
-            "lower checkpoint.keep or choose another run.dir; earlier checkpoints are whole"
-        ) from error
-    _prune(folder, keep)
+def _contents(files: dict[str, Tensors], state: str) -> dict[str, Content]:
+    """The files of a checkpoint that ranks write, by name."""
+    tensors = {f"{name}.safetensors": content_of(each) for name, each in files.items()}
+    return tensors | {"state.json": content_of_text(state)}
+
+
+def _needs(contents: dict[str, Content]) -> tuple[int, int]:
+    """(pieces that this rank writes, at most; bytes of the largest)"""
+    sizes = [content.size for content in contents.values()]
+    return -(-sum(num_pieces(size) for size in sizes) // num_ranks()), min(PIECE, max(sizes))
 
 
 def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as raw:
-        return {"size": file.stat().st_size, "sha256": _sha256(raw)}
-
-
-def _sha256(raw: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := raw.read(1 << 22):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """The file or folder is on the disk, not only in its cache.  (Windows has no fsync of folders.)"""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _point_to(folder: Path) -> None:
-    pointer = folder.parent / "latest"
-    partial = pointer.with_name("latest" + PARTIAL)
-    partial.write_text(folder.name + "\n", encoding="utf-8")
-    _flush(partial)
-    partial.replace(pointer)
-
-
-def _prune(newest: Path, keep: int) -> None:
-    """Removes all checkpoints but `newest` and the keep - 1 whole ones before it, and what a kill left half done.
-
-    Later ones were not whole, or training fell back behind them.
-    """
-    for leftover in newest.parent.glob(f"step_*{PARTIAL}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    earlier = (folder for folder in _newest_first(newest.parent) if folder.name <= newest.name)
-    kept = [folder for folder in earlier if problem_with(folder, hashes=False) is None][:keep]
-    for folder in set(_newest_first(newest.parent)) - set(kept):
-        # Renamed first: half a deleted checkpoint must not look like one.
-        doomed = folder.with_name(folder.name + PARTIAL)
-        folder.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _newest_first(parent: Path) -> list[Path]:
-    folders = (folder for folder in parent.glob("step_*") if folder.name.removeprefix("step_").isdigit())
-    return sorted(folders, reverse=True)
-
-
-def problem_with(folder: Path, hashes: bool = True) -> str | None:
-    """What makes this checkpoint not whole, or None."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
-        for name, expected in manifest["files"].items():
-            file = folder / name
-            if file.stat().st_size != expected["size"]:
-                return f"{name} has {file.stat().st_size} bytes, not {expected['size']}"
-            if hashes and _fingerprint(file)["sha256"] != expected["sha256"]:
-                return f"{name} is damaged (its SHA-256 differs)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def find(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole on every rank, and what was wrong with newer ones.
 
-    Rank 0 names the candidates; one rank of each host hashes them, the others compare sizes.
+    Rank 0 names the candidates; the ranks of each host share the hashing.
     """
     rejected = []
-    for folder in on_main(lambda: _newest_first(run_dir / "checkpoints")):
-        problems = all_gather(problem_with(folder, hashes=local_rank() == 0))
+    for folder in on_main(lambda: newest_first(run_dir / "checkpoints")):
+        problems = all_gather(problem_with(folder, (local_rank(), num_local_ranks())))
         if not any(problems):
             return folder, rejected
         rank, problem = next((i, p) for i, p in enumerate(problems) if p)
@@ -191,21 +238,35 @@ def find(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_state(folder: Path) -> TrainState:
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    """Raises ValueError naming file and key when it is not what this version writes."""
+    try:
+        return TypeAdapter(TrainState).validate_json((folder / "state.json").read_bytes(), strict=True)
+    except ValidationError as error:
+        raise ValueError(
+            f"{folder / 'state.json'}: {first_of(error)}; remove this checkpoint, to continue at the one before"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{folder / 'state.json'}: {error}") from error
 
 
 @contextmanager
 def open_tensors(folder: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[Callable[[str], Tensor]]:
     """A function from a tensor's name to its values, on the CPU; nothing is read before it is asked for.
 
-    Raises ValueError when names or shapes are others than expected: a checkpoint of another architecture.
+    Raises ValueError when names, shapes or types are others than expected: a checkpoint of another architecture.
     """
     path = folder / f"{name}.safetensors"
     try:
+        if is_pickle(path):
+            raise ValueError(
+                f"{path}: a pickle, as torch.save writes them, which is never loaded: it could run anything; have its "
+                "tensors saved as safetensors by whoever made it"
+            )
         with safe_open(path, "pt") as file:
-            there = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            for key in sorted(shapes.keys() | there.keys()):
-                has, wants = (list(which[key]) if key in which else "nothing" for which in (there, shapes))
+            there = {key: _type_of(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
+            wanted = {key: str(list(shape)) for key, shape in shapes.items()}
+            for key in sorted(wanted.keys() | there.keys()):
+                has, wants = there.get(key, "nothing"), wanted.get(key, "nothing")
                 if has != wants:
                     raise ValueError(
                         f"{path}: {key} is {has} there and {wants} in this model: a checkpoint of another "
@@ -214,3 +275,54 @@ def open_tensors(folder: Path, name: str, shapes: dict[str, tuple[int, ...]]) ->
             yield file.get_tensor
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _type_of(tensor: Any) -> str:
+    """Its shape, and its type unless that is the usual fp32."""
+    dtype = tensor.get_dtype()
+    return f"{list(tensor.get_shape())}" + ("" if dtype == "F32" else f" of {dtype}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0; 1 when the newest checkpoint is not whole; 2 when the command cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m training.checkpoint", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    verify = commands.add_parser("verify", help="reads every byte of every checkpoint")
+    exports = commands.add_parser("export", help="the newest whole checkpoint as a folder to sample with")
+    for command in (verify, exports):
+        command.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
+    exports.add_argument("--out", type=Path, help="the new folder [RUN/export]")
+    exports.add_argument("--weights", default="ema", help="a file of the checkpoint: model, ema, ... [ema]")
+    args = parser.parse_args(argv)
+    try:
+        return _verify(args.run_dir) if args.command == "verify" else _export(args.run_dir, args.weights, args.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _verify(run_dir: Path) -> int:
+    folders = newest_first(run_dir / "checkpoints")
+    if not folders:
+        raise ValueError(f"{run_dir}: no checkpoint there; name a run folder, which training makes under run.dir")
+    problems = [problem_with(folder, threads=os.cpu_count() or 1) for folder in folders]
+    for folder, problem in zip(folders, problems, strict=True):
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 2**30
+        print(f"{folder}: {problem or f'whole, {size:.2f} GiB'}")
+    return 1 if problems[0] else 0
+
+
+def _export(run_dir: Path, weights: str, out: Path | None) -> int:
+    folder, rejected = find(run_dir)
+    for message in rejected:
+        print(f"warning: {message}", file=sys.stderr)
+    if folder is None:
+        raise ValueError(f"{run_dir}: no whole checkpoint; name a run folder, which training makes under run.dir")
+    out = out or run_dir / "export"
+    export(run_dir, folder, asdict(read_state(folder)), weights, out)
+    print(f"{out}: {weights} of {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 from yaml import YAMLError
 
@@ -62,6 +62,28 @@ class Config(BaseModel, extra="forbid", frozen=True):
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        engine, train, depth = self.engine, self.train, len(self.model.channels)
+        levels = engine.activation_checkpointing
+        if not isinstance(levels, bool) and (unknown := [level for level in levels if level >= depth]):
+            raise ValueError(
+                f"engine.activation_checkpointing={list(levels)}: the network has no level {unknown[0]}; name some of "
+                f"{list(range(depth))}, 0 is the finest, or true for all"
+            )
+        if self.optim.name == "adamw8bit" and engine.zero_stage is not None:
+            raise ValueError(
+                f"optim.name=adamw8bit does not go with engine.zero_stage={engine.zero_stage}, which shares Adam's "
+                "moments out; use optim.name=adamw, or engine.zero_stage=null"
+            )
+        for key, value, unset in [("micro_batch", train.micro_batch, None), ("accumulation", train.accumulation, 1)]:
+            if engine.micro_batch is not None and value != unset:
+                raise ValueError(
+                    f"engine.micro_batch={engine.micro_batch} and train.{key}={value} both say how a batch is cut; "
+                    "leave one out"
+                )
+        return self
 
 
 def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") -> Config:

@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name up to torch 2.12
 
 
 class DistributedConfig(BaseModel, extra="forbid", frozen=True):
@@ -56,6 +57,11 @@ def num_ranks() -> int:
 def local_rank() -> int:
     """This process among those of its host, as torchrun numbers them."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def num_local_ranks() -> int:
+    """Processes of this host, as torchrun counts them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def where() -> str:
@@ -158,11 +164,25 @@ def main_stream(stream: TextIO) -> TextIO:
     return stream if get_rank() == 0 else Path(os.devnull).open("w")
 
 
+def main_only(value: T) -> T | None:
+    """The value on rank 0, None elsewhere."""
+    return value if get_rank() == 0 else None
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_gather_flat(part: Tensor) -> Tensor:
+    """The parts of all ranks, (N,) each, in one tensor (R N,), by rank."""
+    if not dist.is_initialized():
+        return part
+    whole = part.new_empty(num_ranks() * len(part))
+    ALL_GATHER(whole, part.contiguous())
+    return whole
 
 
 def all_gather(value: T) -> list[T]:
@@ -202,6 +222,8 @@ class Agreed(ValueError):
 
 class Passing(ValueError):
     """A refusal that ends by itself: the same command may work later."""
+
+    passing = True
 
 
 def on_main(action: Callable[[], T]) -> T:

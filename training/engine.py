@@ -6,38 +6,73 @@ An engine owns device, precision, wrapping and optimizer, and nothing else; the 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch._dynamo  # the optimizer and DDP import it when they are made; here its seconds count as imports
-from pydantic import BaseModel, Field, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from model.conditions import Conditions
 from model.parallel_unet import ParallelUNet, ParallelUNetConfig
 from training.checkpoint import Tensors
 from training.distributed import get_rank, local_rank, num_ranks, wrap_ddp
-from training.optim import OptimConfig
+from training.optim import MOMENTS, OptimConfig, load_moments, make_optimizer, moment_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+ZERO_BUCKET = 2**25  # values that DeepSpeed reduces at once: 128 MiB; by default it takes 2 GB for them
+ZERO_LIVE = 2**27  # values of weights that stage 3 gathers at most
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EngineConfig(BaseModel, extra="forbid", frozen=True):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of computation; parameters stay fp32")
-    zero_stage: int = Field(0, ge=0, le=3, description="0: DDP, the only one so far; 1 to 3: DeepSpeed ZeRO")
-    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass: less memory")
+    zero_stage: int | None = Field(
+        None, ge=0, le=3, description="null: DDP; DeepSpeed with stage 1 shares moments, 2 gradients too, 3 weights too"
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="to the host's memory with ZeRO: Adam and its moments; all: weights too, at stage 3"
+    )
+    activation_checkpointing: bool | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        False, description="recompute blocks in the backward pass: less memory; a list: of these levels, 0 the finest"
+    )
+    lean_norms: bool = Field(False, description="group norms read and write bf16 or fp16 on a GPU too: less memory")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="samples a device takes at once, train.accumulation follows; auto: as many as fit"
+    )
     channels_last: bool = Field(True, description="memory format of convolutions on a GPU")
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="GPU kernels that repeat bit for bit; CPUs always do")
 
-    @field_validator("zero_stage")
+    @field_validator("activation_checkpointing", "micro_batch", mode="wrap")
     @classmethod
-    def _built(cls, value: int) -> int:
-        if value > 0:
-            raise ValueError("DeepSpeed ZeRO is not part of this version; use 0 (DDP), with activation_checkpointing")
-        return value
+    def _one_of_several(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """One message, where pydantic has one for each kind that the value may be."""
+        try:
+            return handler(tuple(value) if isinstance(value, list) else value)
+        except ValidationError as error:
+            micro = info.field_name == "micro_batch"
+            kinds = "null, a number from 1 or auto" if micro else "false, true or a list of levels such as [0, 1]"
+            raise ValueError(f"should be {kinds}") from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EngineConfig":
+        stage = self.zero_stage
+        if self.offload != "none" and not stage:
+            raise ValueError(f"engine.offload={self.offload} is DeepSpeed's; it needs engine.zero_stage=1, 2 or 3")
+        if self.offload == "all" and stage != 3:
+            raise ValueError("engine.offload=all needs engine.zero_stage=3; use engine.offload=optimizer")
+        if self.compile and stage == 3:
+            raise ValueError("engine.compile=true does not go with engine.zero_stage=3; use stage 2, or compile=false")
+        return self
 
 
 class Autocast(nn.Module):
@@ -72,6 +107,8 @@ class SingleDevice:
     """One process, one device.  The other engines differ in how the network is wrapped."""
 
     rank, num_ranks = 0, 1
+    takes_zero_stage = False
+    shares_moments = False
     sharded = False  # whether forward passes are collective: every rank must make the same number of them
 
     @classmethod
@@ -86,23 +123,28 @@ class SingleDevice:
         # Weights are drawn on the CPU, where the same seed gives the same numbers whatever the GPU.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = ParallelUNet(model)
-        self.model.to(self.device)
-        if engine.channels_last and self.device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)
+            self.model = self.build(model)
         self.model.set_activation_checkpointing(engine.activation_checkpointing)
+        self.model.set_lean_norms(engine.lean_norms)
         if engine.compile:
             self.model.compile()
         assert all(p.dtype == torch.float32 for p in self.model.parameters())
         self.parameters = list(self.model.parameters())
-        self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
-            fused=self.device.type == "cuda",
-        )  # fmt: skip
+        self.shapes = {name: self.shape_of(p) for name, p in self.model.named_parameters()}
+        self.optimizer = make_optimizer(self.parameters, optim, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=engine.precision == "fp16")
         self.local_net = Autocast(self.model, self.device, engine.precision)  # ranks may call it unevenly
         self.net = self.wrap(self.local_net)  # what diffusion_loss calls
+
+    def build(self, model: ParallelUNetConfig) -> ParallelUNet:
+        """The network, on its device."""
+        net = ParallelUNet(model).to(self.device)
+        if self.config.channels_last and self.device.type == "cuda":
+            net.to(memory_format=torch.channels_last)
+        return net
+
+    def shape_of(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        return tuple(parameter.shape)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
@@ -126,8 +168,11 @@ class SingleDevice:
         if norm < float("inf"):
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         return norm
+
+    def clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def loss_scale(self) -> dict[str, float]:
         """What fp16's loss scaling knows, which a checkpoint keeps; empty for other precisions."""
@@ -152,15 +197,22 @@ class SingleDevice:
         """The inverse: what this rank stores of a whole tensor."""
         return whole
 
+    def weights_changed(self) -> None:
+        """To be called on every rank after writing into weights()."""
+
     def weight_tensors(self) -> Tensors:
         """The weights as a checkpoint's file."""
-        return Tensors(self.shapes, lambda: (self.whole(name, stored) for name, stored in self.weights().items()))
+        return Tensors(self.shapes, self._wholes, self.sharded)
+
+    def _wholes(self) -> Iterator[Tensor]:
+        return (self.whole(name, stored) for name, stored in self.weights().items())
 
     @torch.no_grad()
     def load_weights(self, get: Callable[[str], Tensor]) -> None:
         """get(name): the whole parameter of that name."""
         for name, stored in self.weights().items():
             stored.copy_(self.part(name, get(name)))
+        self.weights_changed()
 
     @property
     def optimizer_steps(self) -> int:
@@ -170,7 +222,7 @@ class SingleDevice:
     def optimizer_tensors(self) -> Tensors:
         """Adam's moments as a checkpoint's file: 'exp_avg.NAME', 'exp_avg_sq.NAME'; empty before the first step."""
         shapes = self.optimizer_shapes(self.optimizer_steps)
-        return Tensors(shapes, lambda: (self.moment(*name.split(".", 1)) for name in shapes))
+        return Tensors(shapes, lambda: (self.moment(*name.split(".", 1)) for name in shapes), self.shares_moments)
 
     def optimizer_shapes(self, steps: int) -> dict[str, tuple[int, ...]]:
         """The shapes in that file after so many steps."""
@@ -179,22 +231,13 @@ class SingleDevice:
 
     def moment(self, slot: str, name: str) -> Tensor:
         """One of Adam's moments, whole.  Every rank calls."""
-        return self.optimizer.state[self.model.get_parameter(name)][slot]
+        return moment_of(self.optimizer, self.model.get_parameter(name), slot)
 
     @torch.no_grad()
     def load_optimizer(self, get: Callable[[str], Tensor], steps: int) -> None:
-        """The state after so many steps; get('exp_avg.NAME'): that moment, whole.
-
-        Moments are laid out like their parameters: fused Adam refuses a channels_last weight with a contiguous moment.
-        """
-        if steps == 0:
-            return
-        device = self.device if self.optimizer.defaults["fused"] else "cpu"
-        state: dict[int, dict[str, Tensor]] = {}
-        for i, (name, p) in enumerate(self.model.named_parameters()):
-            moments = {slot: torch.empty_like(p).copy_(get(f"{slot}.{name}")) for slot in MOMENTS}
-            state[i] = moments | {"step": torch.tensor(float(steps), device=device)}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        """The state after so many steps; get('exp_avg.NAME'): that moment, whole."""
+        if steps:
+            load_moments(self.optimizer, self.model.named_parameters(), get, steps)
 
     def _set_backends(self) -> None:
         torch.backends.cudnn.benchmark = not self.config.deterministic
@@ -224,7 +267,14 @@ class DDP(SingleDevice):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         self.rank, self.num_ranks = get_rank(), num_ranks()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)  # which DDP makes a view of its buckets
         return wrap_ddp(model)
+
+    def clear_gradients(self) -> None:
+        """Gradients stay views of DDP's buckets: without them, passes that are not the last keep gradients of their
+        own beside the buckets."""
+        self.optimizer.zero_grad(set_to_none=False)
 
     @contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:

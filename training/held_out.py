@@ -1,6 +1,7 @@
 """Looking at a model on held-out samples: the loss on fixed noise, and sampled try-on images.
 
-Every rank takes every num_ranks-th sample and calls only its own network, so that uneven shares hang nobody.
+Every rank takes every num_ranks-th sample and calls only its own network, so that uneven shares hang nobody; where
+ranks share the weights, `even` gives those without a sample a blank one, for all must call as often.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 
 from data.dataset import BadSample, ShardedDataset
 from data.loader import collate
-from data.schema import Sample
+from data.schema import IMAGES, JOINTS, POSES, Sample
 from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
 from model.sampler import SamplerConfig, sample
 from training.batch import clean_conditions, to_device
@@ -21,20 +22,27 @@ from training.draws import SamplingNoise, TrainingDraws
 
 @torch.no_grad()
 def validation_loss(
-    net: Net, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int, device: torch.device
-) -> tuple[float, int]:
+    net: Net, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int, device: torch.device,
+    even: bool = False,
+) -> tuple[float, int]:  # fmt: skip
     """The mean loss of the first `num` held-out samples, whose noise, t and drops never change; and how many of them
     are broken and left out."""
     num = min(num, len(dataset))
     total = torch.zeros(2, device=device)
-    for positions in _chunks(range(get_rank(), num, num_ranks()), batch_size):
+    chunks = _chunks(range(get_rank(), num, num_ranks()), batch_size)
+    if even:
+        chunks += [[]] * (len(_chunks(range(0, num, num_ranks()), batch_size)) - len(chunks))
+    for positions in chunks:
         positions, samples = _whole(dataset.read, positions)
+        counted = len(samples)
         if not samples:
-            continue
+            if not even:
+                continue
+            positions, samples = [0], [_blank(dataset.image_size)]
         batch = to_device(collate(positions, samples, [draws(i) for i in positions]), device)
         x0 = to_unit_range(batch.person)
         cond = clean_conditions(batch, x0, draws.num_aug_levels == 3)
-        loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)
+        loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)[:counted]
         total += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
     loss_sum, count = all_reduce_sum(total).tolist()
     return loss_sum / count if count else math.nan, num - int(count)
@@ -52,15 +60,27 @@ def try_on(
     return list(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def preview(net: Net, dataset: ShardedDataset, num: int, **how) -> tuple[list[Sample], list[np.ndarray]]:
+def preview(
+    net: Net, dataset: ShardedDataset, num: int, *, even: bool = False, **how
+) -> tuple[list[Sample], list[np.ndarray]]:
     """The first `num` samples of a set and a try-on image of each, on every rank."""
     num = min(num, len(dataset))
     mine = list(range(get_rank(), num, num_ranks()))
     mine, samples = _whole(dataset.read, mine)
     results = try_on(net, samples, mine, **how) if mine else []
+    if even and not mine:
+        try_on(net, [_blank(dataset.image_size)], [0], **how)
     whole = {i: pair for share in all_gather(dict(zip(mine, zip(samples, results, strict=True), strict=True)))
              for i, pair in share.items()}  # fmt: skip
     return [whole[i][0] for i in sorted(whole)], [whole[i][1] for i in sorted(whole)]
+
+
+def _blank(size: tuple[int, int]) -> Sample:
+    images, poses = (
+        [np.zeros((*size, 3), np.uint8)] * len(IMAGES),
+        [np.zeros((len(JOINTS), 3), np.float32)] * len(POSES),
+    )
+    return Sample("", *images, *poses)
 
 
 class _Nothing(tuple):

@@ -21,23 +21,37 @@ def read_run(run_dir: Path, overrides: list[str]) -> Config:
 
 
 def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, torch.device]:
-    """(network, its device) of the newest whole checkpoint; weights: 'ema' or 'model'.
+    """(network, its device) of the newest whole checkpoint.
 
-    Raises ValueError when there is none, or when it does not fit the config.
+    weights: a file of it without its suffix, such as ema or model; or the path of a .safetensors file, such as
+    training.ema reconstruct makes, and then no checkpoint is read.  Raises ValueError when there is none, or when it
+    does not fit the config.
     """
     with agreed():
         device = pick_device(config.engine.device, config.engine.precision)
     with agreed():
-        folder, rejected = checkpoint.find(run_dir)
-        if folder is None:
-            told = "; ".join(rejected) or "training has not written one yet"
-            raise ValueError(f"{run_dir}: no whole checkpoint ({told})")
-        for message in rejected:
-            say(f"warning: {message}; an older checkpoint is used")
-        say(f"sampling with {folder / (weights + '.safetensors')}")
+        path = Path(weights) if weights.endswith(".safetensors") else _in_newest(run_dir, weights)
+        say(f"sampling with {path}")
         model = ParallelUNet(config.model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        with checkpoint.open_tensors(folder, weights, shapes) as get:
+        with checkpoint.open_tensors(path.parent, path.stem, shapes) as get:
             model.load_state_dict({name: get(name) for name in shapes})
     model.eval().requires_grad_(False).to(device)
     return Autocast(model, device, config.engine.precision), device
+
+
+def _in_newest(run_dir: Path, weights: str) -> Path:
+    """The file of these weights in the newest whole checkpoint."""
+    folder, rejected = checkpoint.find(run_dir)
+    if folder is None:
+        told = "; ".join(rejected) or "training has not written one yet"
+        raise ValueError(f"{run_dir}: no whole checkpoint ({told})")
+    for message in rejected:
+        say(f"warning: {message}; an older checkpoint is used")
+    there = sorted({path.stem for path in folder.glob("*.safetensors")} - {"optimizer"})
+    if weights not in there:
+        raise ValueError(
+            f"--weights {weights}: {folder} has {', '.join(there)}; name one of them, or a file that ends in "
+            ".safetensors"
+        )
+    return folder / f"{weights}.safetensors"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,20 +10,21 @@ import torch
 
 from data.augment import NO_AUGMENTATION
 from data.dataset import ShardedDataset
-from data.loader import Batch, Layout, Stream, batches, rank_positions
+from data.loader import Batch, Layout, Order, Stream, batches, rank_positions
 from data.mixture import Mixture, shuffled
 from data.order import FixedOrder
 from data.pipes import PipedStream, Pipes, piped_batches
 from model.diffusion import diffusion_loss, to_unit_range
-from training import timeline
+from training import nonfinite, timeline
 from training.batch import clean_conditions, to_device
-from training.checkpoint import TrainState
+from training.checkpoint import Saver, TrainState
 from training.config import Config
 from training.console import keep_apart
 from training.distributed import Agreed, agreed, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
 from training.engine import SingleDevice, pick_device
+from training.fit import fit_micro_batch, out_of_memory_told
 from training.heartbeat import Pulse
 from training.held_out import preview, validation_loss
 from training.hosts import check_data, check_hosts, check_shared
@@ -31,7 +33,7 @@ from training.optim import lr_at
 from training.quarantine import Quarantine
 from training.replicas import CHECKED_STEPS, check_replicas
 from training.report import Meter, Report, add_to_window, share, statistics_line
-from training.resume import resume, save
+from training.resume import prepare, resume, save
 from training.sheet import contact_sheet
 from training.start import check, check_run, keep
 from training.stop import leave_marker, listening
@@ -56,29 +58,35 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         check_shared(run_dir, start)
         keep_apart(run_dir)
     mark("checks")
-    with Pulse(run_dir, start, config.distributed, device) as pulse, listening(run_dir) as wish:
+    with Pulse(run_dir, start, config.distributed, device) as pulse, listening(run_dir) as wish, ExitStack() as guards:
         engine = engine_class(config.model, config.engine, config.optim, config.seed)
         ema = EMA(engine, config.ema)
         mark("model")
         with agreed():
-            state, rejected = resume(run_dir, config, dataset, engine, ema)
+            state, told = resume(run_dir, config, dataset, engine, ema)
         mark("checkpoint")
         on_main(lambda: keep(run_dir, config, devices))
+        saver = guards.enter_context(_published(Saver(run_dir, config.checkpoint)))
+        prepare(saver, engine, ema)
+        with pulse("memory"):
+            accumulation = fit_micro_batch(engine, config, run_dir)
+        guards.enter_context(out_of_memory_told(engine, config, run_dir, accumulation))
         draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
-        layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, config.train.accumulation)
+        layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, accumulation)
         log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
-        for message in rejected:
-            log.info(f"warning: {message}; falling back to an older checkpoint")
+        for message in told:
+            log.info(f"warning: {message}")
         for key, (old, new) in changed.items():
             log.info(f"changed since this run was last started: {key} from {old} to {new}")
         log.info(_greeting(config, dataset, engine, state))
         meter = Meter(pulse, devices, wish.deadline)
         num_samples = None if isinstance(dataset, Pipes) else len(dataset)
         quarantine = Quarantine(run_dir, num_samples, config.data.max_bad)
-        stream = _micro_batches(config, dataset, draws, layout, state, quarantine)
-        stop = None
+        order = None if isinstance(dataset, Pipes) else _order(config, dataset)
+        stream = _micro_batches(config, dataset, order, draws, layout, state, quarantine)
+        key, stop = partial(_key, dataset, order), None
         while state.step < config.train.num_steps and stop is None:
-            losses, times = [], []
+            losses, times, positions = [], [], []
             for micro in range(layout.num_micro_batches):
                 last = micro == layout.num_micro_batches - 1
                 with pulse("data"):
@@ -94,19 +102,24 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                         engine.backward(loss.mean() / layout.num_micro_batches)
                 losses.append(loss.detach())
                 times.append(batch.draws.t)
+                positions.append(batch.position)
             with pulse("all-reduce"):
                 lr = lr_at(state.step, config.optim)
+                saver.copied()
                 grad_norm = engine.step(lr)
-                _count_nonfinite(state, grad_norm, config)
-                if state.nonfinite_in_row == 0:
+                skipped = nonfinite.count(state, grad_norm, losses, positions, key, config.train.max_nonfinite)
+                if skipped is None:
                     ema.update()
-                report = share(torch.cat(losses), torch.cat(times), wish.flags(), len(quarantine.fresh), pulse)
+                broken, saving = len(quarantine.fresh), saver.busy()
+                report = share(torch.cat(losses), torch.cat(times), wish.flags(), broken, saving, pulse)
             state.step += 1
             state.samples += config.train.global_batch
             pulse.end_step(state.step)
             meter.step(config.train.global_batch)
             stop, finished = report.stop, state.step == config.train.num_steps
             _log_step(log, state, report, meter, lr, grad_norm, config, engine)
+            if skipped:
+                log.info(f"warning: {skipped}")
             if report.broken:
                 for bad in quarantine.settle(state.samples):
                     log.info(f"warning: {bad.shard}: sample {bad.key!r}: {bad.reason}; a spare takes its place")
@@ -117,19 +130,38 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
             if held_out and not report.hurry and (state.step % config.log.validate_every == 0 or finished):
                 with ema.applied(), meter.paused("validation"):
                     value, broken = validation_loss(
-                        engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device
-                    )
+                        engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device,
+                        engine.sharded,
+                    )  # fmt: skip
                 log.scalars(state.step, {"validation/loss": value})
                 without = f" without {broken} broken samples, named in the ranks' logs" if broken else ""
                 log.info(f"step {state.step}: validation loss {value:.4f}{without}")
+            if ema.snapshot_every:
+                with meter.paused("checkpoint"):
+                    ema.snapshot(run_dir, state.step)
             shown = held_out or dataset
             if state.step % config.log.preview_every == 0 and not report.hurry and not isinstance(shown, Pipes):
                 with ema.applied(), meter.paused("preview"):
                     _log_preview(log, state, shown, config, engine)
             if saves:
                 with meter.paused("checkpoint"):
-                    save(run_dir, state, engine, ema, config.checkpoint.keep)
+                    save(saver, state, engine, ema)
+            elif saver.pending and not report.saving:
+                with meter.paused("checkpoint"):
+                    saver.settle()
+        guards.close()
         _leave(log, run_dir, state, config, stop)
+
+
+@contextmanager
+def _published(saver: Saver) -> Iterator[Saver]:
+    """Around the steps: a checkpoint that is still being written is published when all ranks leave together."""
+    try:
+        yield saver
+    except Agreed:
+        saver.close()
+        raise
+    saver.close()
 
 
 def _leave(log: RunLog, run_dir: Path, state: TrainState, config: Config, stop: str | None) -> None:
@@ -143,9 +175,20 @@ def _leave(log: RunLog, run_dir: Path, state: TrainState, config: Config, stop: 
     log.close()
 
 
+def _order(config: Config, dataset: Mixture) -> Order:
+    if config.train.overfit_one_batch:
+        return FixedOrder(config.train.global_batch)
+    return shuffled(dataset, config.data, config.seed)
+
+
+def _key(dataset: Mixture | Pipes, order: Order | None, position: int) -> str:
+    """The key of the sample at a place in the stream."""
+    return "from a pipe" if order is None else dataset.key(order.sample_id(position))
+
+
 def _micro_batches(
-    config: Config, dataset: Mixture | Pipes, draws: TrainingDraws, layout: Layout, state: TrainState,
-    quarantine: Quarantine,
+    config: Config, dataset: Mixture | Pipes, order: Order | None, draws: TrainingDraws, layout: Layout,
+    state: TrainState, quarantine: Quarantine,
 ) -> Iterator[Batch]:  # fmt: skip
     plan = partial(rank_positions, layout, state.samples, config.train.num_steps - state.step)
     how = {
@@ -159,23 +202,7 @@ def _micro_batches(
             dataset, plan, draws, config.seed, augmentation, state.samples, layout.rank, layout.num_ranks
         )
         return piped_batches(stream, **how)
-    if config.train.overfit_one_batch:
-        order = FixedOrder(config.train.global_batch)
-    else:
-        order = shuffled(dataset, config.data, config.seed)
     return batches(Stream(dataset, order, draws, config.seed, augmentation), plan(), borrow=True, **how)
-
-
-def _count_nonfinite(state: TrainState, grad_norm: float, config: Config) -> None:
-    """One policy for a gradient that is not finite: all ranks skip the step; too many in a row end the run."""
-    state.nonfinite_in_row = 0 if math.isfinite(grad_norm) else state.nonfinite_in_row + 1
-    if state.nonfinite_in_row >= config.train.max_nonfinite:
-        first, last = state.samples, state.samples + config.train.global_batch - 1
-        raise Agreed(
-            f"the gradient was not finite in {state.nonfinite_in_row} steps in a row, at last in step {state.step + 1} "
-            f"(stream positions {first} to {last}); lower optim.lr, use engine.precision=bf16 or fp32; the last "
-            "checkpoint is whole"
-        )
 
 
 def _log_step(
@@ -198,14 +225,14 @@ def _log_preview(
     sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
     samples, results = preview(
         engine.local_net, dataset, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
-        sampler=sampler, seed=config.seed, device=engine.device,
+        sampler=sampler, seed=config.seed, device=engine.device, even=engine.sharded,
     )  # fmt: skip
     if samples:
         log.image(state.step, "preview", contact_sheet(samples, results))
 
 
 def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:
-    size = sum(p.numel() for p in engine.parameters) / 1e6
+    size = sum(map(math.prod, engine.shapes.values())) / 1e6
     start = f"continuing at step {state.step}" if state.step else "a new run"
     if isinstance(dataset, Pipes):
         told = "samples of a pipe: their order depends on ranks, workers and restarts"

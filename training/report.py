@@ -31,24 +31,26 @@ class Report(NamedTuple):
     waits: list[float]  # by rank: seconds that it waited for data since the last line of statistics
     works: list[float]  # by rank: seconds of its own forward passes
     broken: bool  # whether some rank met broken samples
+    saving: bool  # whether some rank is still writing a checkpoint
 
 
-def share(loss: Tensor, t: Tensor, wishes: list[float], broken: int, pulse: Pulse) -> Report:
+def share(loss: Tensor, t: Tensor, wishes: list[float], broken: int, saving: bool, pulse: Pulse) -> Report:
     """The step's one all-reduce.
 
-    loss, t (B,) of this rank's micro-batches; wishes: StopWish.flags(); broken: samples that its loader replaced.
+    loss, t (B,) of this rank's micro-batches; wishes: StopWish.flags(); broken: samples that its loader replaced;
+    saving: whether it is still writing a checkpoint.
     """
     dtype = torch.float32 if loss.device.type == "mps" else torch.float64
     bins = ((t * T_BINS).long().clamp(max=T_BINS - 1)[:, None] == torch.arange(T_BINS, device=t.device)).to(dtype)
     times = torch.zeros(2, num_ranks(), dtype=dtype)
     times[:, get_rank()] = torch.tensor([pulse.seconds["data"], pulse.seconds["forward"]], dtype=dtype)
-    flags = torch.tensor([*wishes, broken], dtype=dtype)
+    flags = torch.tensor([*wishes, broken, saving], dtype=dtype)
     parts = [bins.T @ loss.to(dtype), bins.sum(0), flags, *times]
     sizes = [len(part) for part in parts]
     summed = all_reduce_sum(torch.cat([part.to(t.device) for part in parts])).cpu()
-    losses, counts, (*reasons, hurry, broken), waits, works = (part.tolist() for part in summed.split(sizes))
+    losses, counts, (*reasons, hurry, broken, saving), waits, works = (part.tolist() for part in summed.split(sizes))
     reason = next((name for name, count in zip(REASONS, reasons, strict=True) if count), None)
-    return Report(sum(losses) / sum(counts), losses + counts, reason, hurry > 0, waits, works, broken > 0)
+    return Report(sum(losses) / sum(counts), losses + counts, reason, hurry > 0, waits, works, broken > 0, saving > 0)
 
 
 class Meter:
@@ -140,7 +142,10 @@ def statistics_line(state: TrainState, lr: float, grad_norm: float) -> dict[str,
     sums, counts = state.window[:T_BINS], state.window[T_BINS:]
     state.window = []
     by_t = {f"loss_by_t/{i / T_BINS:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n}
-    return {"samples": state.samples, "loss": sum(sums) / sum(counts), "lr": lr, "grad_norm": grad_norm, **by_t}
+    mean = sum(sums) / sum(counts)
+    return {
+        "samples": state.samples, "loss": mean, "lr": lr, "grad_norm": grad_norm, "skipped": state.skipped, **by_t
+    }  # fmt: skip
 
 
 def add_to_window(state: TrainState, report: Report) -> None:

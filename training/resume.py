@@ -5,16 +5,17 @@ from pathlib import Path
 from data.mixture import Mixture
 from data.pipes import Pipes
 from training import checkpoint
-from training.checkpoint import TrainState
+from training.checkpoint import Saver, TrainState
 from training.config import Config
 from training.ema import EMA
 from training.engine import SingleDevice
+from training.pieces import Tensors
 
 
 def resume(
     run_dir: Path, config: Config, dataset: Mixture | Pipes, engine: SingleDevice, ema: EMA
 ) -> tuple[TrainState, list[str]]:
-    """The state of the newest whole checkpoint, loaded on every rank, or a fresh one; and what newer ones lacked."""
+    """The state of the newest whole checkpoint, loaded on every rank, or a fresh one; and what the user should know."""
     folder, rejected = checkpoint.find(run_dir)
     if folder is None:
         if rejected:
@@ -30,14 +31,12 @@ def resume(
         )
     with checkpoint.open_tensors(folder, "model", engine.shapes) as get:
         engine.load_weights(get)
-    for name in ema.files():
-        with checkpoint.open_tensors(folder, name, engine.shapes) as get:
-            ema.load(name, get)
-    ema.num_updates = state.ema_updates
+    told = [f"{message}; falling back to an older checkpoint" for message in rejected]
+    told += ema.read(folder, state.ema_updates)
     with checkpoint.open_tensors(folder, "optimizer", engine.optimizer_shapes(state.optimizer_steps)) as get:
         engine.load_optimizer(get, state.optimizer_steps)
     engine.set_loss_scale(state.loss_scale)
-    return state, rejected
+    return state, told
 
 
 def _check_data(then: dict[str, str], now: dict[str, str], folder: Path) -> None:
@@ -55,8 +54,18 @@ def _check_data(then: dict[str, str], now: dict[str, str], folder: Path) -> None
             )
 
 
-def save(run_dir: Path, state: TrainState, engine: SingleDevice, ema: EMA, keep: int) -> None:
+def prepare(saver: Saver, engine: SingleDevice, ema: EMA) -> None:
+    """Makes the memory ready for the checkpoints of this run, of which all after a first step hold moments."""
+    saver.prepare(files(engine, ema) | {"optimizer": Tensors(engine.optimizer_shapes(1), lambda: iter(()))})
+
+
+def save(saver: Saver, state: TrainState, engine: SingleDevice, ema: EMA) -> None:
+    """Begins a checkpoint of where training stands now."""
     state.ema_updates, state.optimizer_steps = ema.num_updates, engine.optimizer_steps
     state.loss_scale = engine.loss_scale()
-    files = {"model": engine.weight_tensors(), "optimizer": engine.optimizer_tensors()} | ema.files()
-    checkpoint.save(run_dir, state, files, keep)
+    saver.save(state, files(engine, ema))
+
+
+def files(engine: SingleDevice, ema: EMA) -> dict[str, Tensors]:
+    """What a checkpoint holds, by file name."""
+    return {"model": engine.weight_tensors(), "optimizer": engine.optimizer_tensors()} | ema.files()

@@ -14,6 +14,7 @@ from data.pipes import Pipes
 from training.config import Config, TrainConfig, differences, read_config, save_config, validate
 from training.distributed import Passing, is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
+from training.fit import accumulation_of
 from training.snapshot import keep_code, keep_environment
 from training.stop import clear_markers
 
@@ -37,9 +38,16 @@ def check(config: Config, engine_class: type[SingleDevice]) -> tuple[Config, Mix
     """
     if is_stray_rank():
         raise ValueError("torchrun started several processes of a script that is one process; use train_ddp.py")
+    if config.engine.zero_stage is not None and not engine_class.takes_zero_stage:
+        raise ValueError(
+            f"engine.zero_stage={config.engine.zero_stage} is for train_ddp.py: torchrun --nproc_per_node=NUM_GPUS "
+            "train_ddp.py; use engine.zero_stage=null here"
+        )
     pick_device(config.engine.device, config.engine.precision)
     train = cut_batch(config.train, engine_class.num_devices(), num_ranks())
-    return open_data(config.model_copy(update={"train": train}))
+    config = config.model_copy(update={"train": train})
+    accumulation_of(config, engine_class.num_devices())
+    return open_data(config)
 
 
 def cut_batch(train: TrainConfig, num_devices: int, num_ranks: int) -> TrainConfig:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import machines
 import pytest
+
 from runs import HOME
 
 LONGEST = 240  # letters of a line in the table

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from runs import HOME, deviation, empty_config, losses, output, stats, train, words
 
 CLUSTER = ["bash", "launch/cluster.sh"]

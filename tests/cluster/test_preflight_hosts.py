@@ -12,8 +12,8 @@ from pathlib import Path
 
 import machines
 import pytest
-from runs import HOME, TORCHRUN, empty_config, free_port, output, start, words
 
+from runs import HOME, TORCHRUN, empty_config, free_port, output, start, words
 from training.probe import Board
 
 SECONDS = "20"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import machines
 import pytest
+
 from runs import BROKEN, empty_config, output, words
 
 ENDLESS = {"train__num_steps": 100_000, "checkpoint__every": 20, "distributed__hang_s": 6, "distributed__timeout_s": 60}

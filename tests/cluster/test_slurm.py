@@ -11,8 +11,8 @@ from pathlib import Path
 import machines
 import psutil
 import pytest
-from runs import HOME, deviation, empty_config, losses, newest, stats, train, words
 
+from runs import HOME, deviation, empty_config, losses, newest, stats, train, words
 from training import checkpoint
 
 SETTINGS = {"train__global_batch": 16, "train__num_steps": 60, "checkpoint__every": 5, "data__augment__flip_prob": 0.5}

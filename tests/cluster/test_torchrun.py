@@ -12,6 +12,7 @@ from pathlib import Path
 
 import machines
 import pytest
+
 from runs import HOME, deviation, empty_config, losses, output, stats, train, words
 
 NODES = "source launch/env.sh nodeA nodeB"

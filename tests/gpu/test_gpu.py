@@ -69,6 +69,32 @@ def test_fp16_resumes_with_its_loss_scale(shards, tmp_path):
     assert deviation(resumed, whole) <= 1e-3
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("bf16", 2e-2), ("fp16", 2e-2)])
+def test_zero_follows_ddp(shards, tmp_path, stage, precision, limit):
+    """fp16 with the loss scale of this code, which DeepSpeed is only told."""
+    words = (*TORCHRUN, "train_ddp.py"), f"engine.precision={precision}", "engine.deterministic=true"
+    ddp = train(shards, tmp_path / "ddp", *words)
+    zero = train(shards, tmp_path / "zero", *words, f"engine.zero_stage={stage}")
+    assert deviation(zero, ddp) <= limit
+
+
+@pytest.mark.parametrize("stage, offload", [(2, "optimizer"), (3, "optimizer"), (3, "all")])
+def test_offload_follows_ddp(shards, tmp_path, stage, offload):
+    ddp = train(shards, tmp_path / "ddp", (*TORCHRUN, "train_ddp.py"), "engine.precision=fp32")
+    words = "engine.precision=fp32", f"engine.zero_stage={stage}", f"engine.offload={offload}"
+    assert deviation(train(shards, tmp_path / "zero", (*TORCHRUN, "train_ddp.py"), *words), ddp) <= 1e-4
+
+
+def test_an_fp16_run_goes_from_single_to_zero_and_back(shards, tmp_path):
+    """Weights, moments and the loss scale."""
+    fp16, run = "engine.precision=fp16", tmp_path / "run"
+    whole = train(shards, tmp_path / "whole", ("train_single.py",), fp16)
+    train(shards, run, ("train_single.py",), fp16, "train.num_steps=7")
+    train(shards, run, (*TORCHRUN, "train_ddp.py"), fp16, "train.num_steps=14", "engine.zero_stage=3")
+    assert deviation(train(shards, run, ("train_single.py",), fp16), whole) <= 2e-2
+
+
 @pytest.mark.parametrize("option", ["engine.compile=true", "engine.activation_checkpointing=true"])
 def test_options_follow_the_plain_run(shards, tmp_path, option):
     plain = train(shards, tmp_path / "plain", ("train_single.py",), "engine.precision=fp32")

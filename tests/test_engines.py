@@ -1,0 +1,240 @@
+"""One curve on every engine, and a checkpoint of any continued by any other.
+
+The figures go to docs/engines.md when all of them were measured.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from runs import HOME, Script, deviation, empty_config, finish, losses, ranks, words
+
+SETTINGS = {"train__global_batch": 8, "data__augment__flip_prob": 0.5, "ema__decay": 0.9}
+LIMITS = {"fp32": 1e-5, "bf16": 2e-2}  # relative, of the loss over 20 steps
+TABLES = HOME / "docs" / "engines.md"
+
+
+class Engine(NamedTuple):
+    name: str
+    script: str
+    num_ranks: int = 1
+    zero_stage: int | None = None
+
+
+SINGLE = Engine("single", "train_single.py")
+ONE_PROCESS = [SINGLE, Engine("dp", "train_dp.py")]
+BY_TWO = [Engine("ddp x 2", "train_ddp.py", 2), *(Engine(f"zero {i} x 2", "train_ddp.py", 2, i) for i in range(4))]
+BY_FOUR = [engine._replace(name=f"{engine.name[:-1]}4", num_ranks=4) for engine in BY_TWO]
+CELLS = list(product(("fp32", "bf16"), (1, 2)))  # precision, accumulation
+
+
+def run(folder: Path, engine: Engine, data: Path, script: str | None = None, **changes) -> Path:
+    """The run folder of a run that must succeed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [str(empty_config(folder)), *words(data, folder / "run", **SETTINGS | changes)]
+    if engine.zero_stage is not None:
+        arguments.append(f"engine.zero_stage={engine.zero_stage}")
+    script = script or engine.script
+    if engine.num_ranks > 1:
+        statuses, text = finish(ranks(folder, engine.num_ranks, arguments, script))
+    else:
+        statuses, text = finish([Script(folder, script, arguments)])
+    assert not any(statuses), text
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def single(shards, tmp_path_factory) -> dict[tuple[str, int], list[float]]:
+    """The losses of 20 steps of train_single.py, by precision and accumulation."""
+    made = {}
+    for precision, accumulation in CELLS:
+        folder = tmp_path_factory.mktemp("single")
+        settings = {"engine__precision": precision, "train__accumulation": accumulation}
+        made[precision, accumulation] = losses(run(folder, SINGLE, shards, **settings))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tables() -> Iterator[dict[str, dict[str, dict[str, float]]]]:
+    """Deviations by table, row and column; written when whole."""
+    measured: dict[str, dict[str, dict[str, float]]] = {"matrix": {}, "pairs": {}}
+    yield measured
+    whole = len(measured["matrix"]) == len(ONE_PROCESS + BY_TWO + BY_FOUR)
+    if whole and all(len(row) == len(ONE_PROCESS + BY_TWO) for row in measured["pairs"].values()):
+        text = TABLES.read_text(encoding="utf-8")
+        for name, rows in measured.items():
+            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{_table(rows)}\g<2>", text, flags=re.DOTALL)
+        TABLES.write_text(text, encoding="utf-8")
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{row[column]:.0e}" for column in columns) + " |" for name, row in rows.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("engine", [*ONE_PROCESS, *BY_TWO, *BY_FOUR], ids=lambda engine: engine.name)
+def test_one_curve(engine, single, shards, tmp_path, tables):
+    row = {}
+    for precision, accumulation in CELLS:
+        settings = {"engine__precision": precision, "train__accumulation": accumulation}
+        curve = losses(run(tmp_path / f"{precision}{accumulation}", engine, shards, **settings))
+        reference = single[precision, 1]
+        row[f"{precision}, accumulation {accumulation}"] = worst = deviation(reference, curve)
+        assert len(curve) == 20 and worst <= LIMITS[precision], (engine.name, precision, accumulation)
+        assert np.corrcoef(reference, curve)[0, 1] > 0.999, "the trend is the same"
+    tables["matrix"][engine.name] = row
+
+
+@pytest.fixture(scope="module")
+def halves(shards, tmp_path_factory) -> dict[str, Path]:
+    """A run folder of 10 steps by each engine."""
+    made = {}
+    for engine in [*ONE_PROCESS, *BY_TWO]:
+        made[engine.name] = run(tmp_path_factory.mktemp("half"), engine, shards, train__num_steps=10)
+    return made
+
+
+@pytest.mark.parametrize("first", [*ONE_PROCESS, *BY_TWO], ids=lambda engine: engine.name)
+def test_any_engine_continues_any_other(first, halves, single, shards, tmp_path, tables):
+    row = {}
+    for second in [*ONE_PROCESS, *BY_TWO]:
+        folder = tmp_path / second.name.replace(" ", "_")
+        shutil.copytree(halves[first.name], folder / "run")
+        curve = losses(run(folder, second, shards))
+        row[second.name] = worst = deviation(single["fp32", 1], curve)
+        assert len(curve) == 20 and worst <= LIMITS["fp32"], (first.name, second.name)
+    tables["pairs"][first.name] = row
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_continues_on_another_number_of_ranks(stage, shards, tmp_path):
+    """12 samples a step, by 2, then by 3, which divides few parameters, then by 4 ranks."""
+    reference = losses(run(tmp_path / "single", SINGLE, shards, train__global_batch=12))
+    for num_ranks, num_steps in ((2, 7), (3, 14), (4, 20)):
+        engine = Engine("zero", "train_ddp.py", num_ranks, stage)
+        run_dir = run(tmp_path / "zero", engine, shards, train__global_batch=12, train__num_steps=num_steps)
+    assert deviation(reference, losses(run_dir)) <= LIMITS["fp32"]
+
+
+@pytest.mark.parametrize("engine", [SINGLE, BY_TWO[1], BY_TWO[3], BY_TWO[4]], ids=lambda engine: engine.name)
+def test_without_the_moments_the_curve_is_another(engine, halves, single, shards, tmp_path):
+    """What the tests above compare with would not stay hidden."""
+    script = tmp_path / "forgetful.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(HOME)!r})\n"
+        "from training import resume\n"
+        "from training.engine import SingleDevice\n"
+        "kinds = [SingleDevice]\n"
+        f"if {engine.zero_stage!r} is not None:\n"
+        "    from training.zero import ZeRO, ZeRO3\n"
+        "    kinds += [ZeRO, ZeRO3]\n"
+        "for kind in kinds:\n"
+        "    kind.load_optimizer = lambda self, get, steps: None\n"
+        f"import {engine.script[:-3]} as script\n"
+        "script.run(script.main)\n"
+    )
+    shutil.copytree(halves["single"], tmp_path / "run")
+    curve = losses(run(tmp_path, engine, shards, str(script)))
+    assert deviation(single["fp32", 1], curve) > 100 * LIMITS["fp32"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine__zero_stage": 2, "engine__offload": "optimizer"},
+        {"engine__zero_stage": 3, "engine__offload": "all", "engine__activation_checkpointing": True},
+    ],
+    ids=["stage 2", "stage 3"],
+)
+def test_offload_and_checkpointing_change_no_curve(changes, precision, single, shards, tmp_path):
+    engine = Engine("zero", "train_ddp.py", 2)
+    curve = losses(run(tmp_path, engine, shards, engine__precision=precision, **changes))
+    assert deviation(single[precision, 1], curve) <= LIMITS[precision]
+
+
+def test_ranks_that_share_weights_look_at_uneven_numbers_of_samples(shards, tmp_path):
+    """3 held-out samples and 1 preview on 2 ranks at stage 3, where every forward pass is everyone's."""
+    uneven = {
+        "data__val_shards": str(shards), "log__num_validation": 3, "log__validate_every": 5,
+        "log__preview_every": 5, "log__num_previews": 1, "train__num_steps": 10,
+    }  # fmt: skip
+    one = run(tmp_path / "one", SINGLE, shards, **uneven)
+    two = run(tmp_path / "two", BY_TWO[4], shards, **uneven)
+    told = [re.findall(r"validation loss ([\d.]+)", (folder / "training.log").read_text()) for folder in (one, two)]
+    assert len(told[0]) == 2 and np.allclose(*(np.array(each, float) for each in told), atol=2e-4)
+
+
+def test_a_zero_stage_needs_train_ddp(shards, tmp_path):
+    arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run"), "engine.zero_stage=2"]
+    statuses, text = finish([Script(tmp_path, "train_single.py", arguments)])
+    assert statuses == [1] and "error: engine.zero_stage=2 is for train_ddp.py: torchrun" in text
+
+
+def test_deepspeed_that_is_not_installed_is_named_once(shards, tmp_path):
+    script = tmp_path / "without.py"
+    script.write_text(
+        "import sys\n"
+        "sys.modules['deepspeed'] = None  # what Python itself does for a package that must not be imported\n"
+        f"sys.path.insert(0, {str(HOME)!r})\n"
+        "import train_ddp\n"
+        "train_ddp.run(train_ddp.main)\n"
+    )
+    arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run"), "engine.zero_stage=2"]
+    statuses, text = finish(ranks(tmp_path, 2, arguments, str(script)))
+    assert statuses == [1, 1] and "Traceback" not in text and not (tmp_path / "run").exists()
+    assert len(re.findall("^error: .*pip install deepspeed", text, re.MULTILINE)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of resident memory as Linux does")
+def test_no_rank_holds_the_whole_network_at_stage_3(tmp_path):
+    """While it is drawn, of a network of 180 MB, a rank of two needs its half and a block."""
+    script = tmp_path / "build.py"
+    script.write_text(
+        "import math, sys\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(HOME)!r})\n"
+        "import psutil\n"
+        "from model.parallel_unet import ParallelUNet, ParallelUNetConfig\n"
+        "from training.config import Config\n"
+        "from training.distributed import process_group\n"
+        "from training.engine import EngineConfig\n"
+        "from training.zero import ZeRO3\n"
+        "class Watched(ZeRO3):\n"
+        "    def build(self, model):\n"
+        "        before = psutil.Process().memory_info().rss\n"
+        "        Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew\n"
+        "        net = super().build(model)\n"
+        "        status = Path('/proc/self/status').read_text().splitlines()\n"
+        "        peak = next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) * 1024\n"
+        "        self.taken = peak - before\n"
+        "        return net\n"
+        "model = ParallelUNetConfig(image_size=(32, 32), channels=(64, 128, 256), num_blocks=(3, 4, 6),"
+        " attention_levels=(2,), head_dim=64, emb_dim=64)\n"
+        "config = Config()\n"
+        "with process_group(config.distributed, 'cpu'):\n"
+        "    tiny = ParallelUNetConfig(image_size=(32, 32), channels=(8, 8), num_blocks=(1, 1),"
+        " attention_levels=(1,), head_dim=8, emb_dim=16)\n"
+        "    for each in (tiny, model):  # code and buffers of the first call\n"
+        "        engine = Watched(each, EngineConfig(device='cpu', zero_stage=3), config.optim, 0)\n"
+        "    whole = 4 * sum(map(math.prod, engine.shapes.values()))\n"
+        "    print('share', whole / 2**20, engine.taken / whole, flush=True)\n"
+        "    del engine\n"
+    )
+    statuses, text = finish(ranks(tmp_path, 2, [], str(script)))
+    assert not any(statuses), text
+    told = [tuple(map(float, each)) for each in re.findall(r"^share ([\d.]+) ([\d.]+)", text, re.MULTILINE)]
+    print(told)
+    assert len(told) == 2 and all(size > 150 and share < 0.8 for size, share in told), told

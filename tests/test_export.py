@@ -1,0 +1,107 @@
+"""`python -m training.checkpoint verify RUN` and `export RUN`, on a run that was trained."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from runs import HOME, empty_config, newest, train, words
+from training import checkpoint
+from training.checkpoint import main
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, [str(empty_config(folder)), *words(shards, folder / "run", train__num_steps=4, checkpoint__every=2)])
+    return folder / "run"
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_verify_says_what_is_whole(run_dir):
+    command = [sys.executable, "-m", "training.checkpoint", "verify", str(run_dir)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line.split(": ")[1][:5] for line in lines] == ["whole", "whole"] and "step_00000004" in lines[0]
+
+
+def test_verify_fails_when_the_newest_is_damaged(run_dir, capsys):
+    older, newer = sorted((run_dir / "checkpoints").glob("step*"))
+    os.truncate(older / "model.safetensors", 1000)
+    assert main(["verify", str(run_dir)]) == 0, "training continues at the newest"
+    assert "model.safetensors has 1000 bytes, not" in capsys.readouterr().out
+    with (newer / "ema.safetensors").open("r+b") as file:
+        file.seek(3000)
+        file.write(bytes([file.read(1)[0] ^ 4]))
+    assert main(["verify", str(run_dir)]) == 1
+    assert "ema.safetensors is damaged: the SHA-256 of its bytes 0 to" in capsys.readouterr().out
+    assert main(["verify", str(run_dir / "nowhere")]) == 2
+    assert "no checkpoint there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_an_exported_folder_is_used_as_its_card_says(run_dir, weights):
+    out = run_dir.parent / "ours for sampling"
+    assert main(["export", str(run_dir), "--out", str(out), "--weights", weights]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+    assert (out / "config.yaml").read_bytes() == (run_dir / "config.yaml").read_bytes()
+    saved, exported = load_file(newest(run_dir) / f"{weights}.safetensors"), load_file(out / "model.safetensors")
+    assert saved.keys() == exported.keys() and all(saved[name].equal(exported[name]) for name in saved)
+    card = (out / "README.md").read_text()
+    start = json.loads((run_dir / "environment.jsonl").read_text().splitlines()[-1])
+    state = checkpoint.read_state(newest(run_dir))
+    told = [f"`{weights}` of step 4", "base UNet 32x32", f"{sum(t.numel() for t in saved.values()):,} parameters"]
+    told += ["| training samples seen | 16 |", *state.data.values(), f"git {start['git']}", start["code"]]
+    told += ['"decay": 0.9' if weights == "ema" else "| averaged | no |", "| predicts | noise |"]
+    assert [text for text in told if text not in card] == []
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    used = {}
+    exec(code, used)
+    assert all(p.equal(exported[name]) for name, p in used["net"].named_parameters())
+
+
+def refused(capsys, *arguments: object) -> str:
+    assert main(["export", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(run_dir, capsys, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    assert "has model, " in (said := refused(capsys, run_dir, "--weights", "optimizer")) and "ema" in said
+    assert "--weights ../../x" in refused(capsys, run_dir, "--weights", "../../x")
+    assert "no whole checkpoint" in refused(capsys, tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "is there already; remove it" in refused(capsys, run_dir, "--out", tmp_path / "file")
+    assert "could not be written" in refused(capsys, run_dir, "--out", tmp_path / "file" / "out")
+    (tmp_path / "file").unlink()
+    config = (run_dir / "config.yaml").read_text()
+    for text in ("", "[1, 2]", "model: 3", "{", "\x00", "model: {}\ndiffusion: {}\nema: {}"):
+        (run_dir / "config.yaml").write_text(text)
+        assert "config.yaml" in refused(capsys, run_dir)
+    (run_dir / "config.yaml").unlink()
+    assert "could not be written" in refused(capsys, run_dir)
+    assert sorted(tmp_path.iterdir()) == before and not list(run_dir.glob("export*"))
+    (run_dir / "config.yaml").write_text(config)
+    (run_dir / "environment.jsonl").write_text('{"git": nul')
+    assert main(["export", str(run_dir)]) == 0 and "git unknown" in (run_dir / "export/README.md").read_text()
+    assert "is there already" in refused(capsys, run_dir)
+
+
+def test_the_newest_whole_one_is_exported(run_dir, capsys):
+    os.truncate(newest(run_dir) / "state.json", 10)
+    assert main(["export", str(run_dir)]) == 0
+    assert "state.json has 10 bytes" in capsys.readouterr().err
+    assert "of step 2, fp32" in (run_dir / "export" / "README.md").read_text()
