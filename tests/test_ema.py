@@ -117,7 +117,7 @@ def averages(ema: EMA) -> dict[str, torch.Tensor]:
     """Every average by 'file/name', as a checkpoint gets them."""
     return {
         f"{file}/{name}": value.clone()
-        for file, (shapes, values) in ema.files().items()
+        for file, (shapes, values, _) in ema.files().items()
         for name, value in zip(shapes, values(), strict=True)
     }
 
@@ -200,7 +200,7 @@ def test_the_averages_come_back_in_any_placement(engine, tmp_path, saved, loaded
 
 
 def checkpoint(ema: EMA, folder: Path) -> None:
-    for file, (shapes, values) in ema.files().items():
+    for file, (shapes, values, _) in ema.files().items():
         save_file(dict(zip(shapes, values(), strict=True)), folder / f"{file}.safetensors")
 
 
