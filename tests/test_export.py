@@ -78,6 +78,17 @@ def refused(capsys, *arguments: object) -> str:
     return said
 
 
+def test_an_exported_folder_samples_as_its_run_does(run_dir, shards, tmp_path):
+    out = tmp_path / "exported"
+    assert main(["export", str(run_dir), "--out", str(out)]) == 0
+    for folder in (run_dir, out):
+        words = [str(folder), "--shards", str(shards), "--pairs", "2", "--out", str(tmp_path / "drawn" / folder.name)]
+        train(tmp_path, words, "sample.py")
+    one, two = (sorted((tmp_path / "drawn" / folder.name).glob("*.png")) for folder in (run_dir, out))
+    assert len(one) == 3 and [path.name for path in one] == [path.name for path in two]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(run_dir, capsys, tmp_path):
     before = sorted(tmp_path.iterdir())
     assert "has model, " in (said := refused(capsys, run_dir, "--weights", "optimizer")) and "ema" in said

@@ -57,7 +57,7 @@ net = ParallelUNet(config.model)
 net.load_state_dict(load_file(folder / "model.safetensors"))
 ```
 
-`model.sampler.sample` makes images with it; `sample.py` shows how, from shards to pictures.
+`model.sampler.sample` makes images with it, and `python sample.py FOLDER --shards SHARDS` from shards.
 """
 
 

@@ -1,4 +1,4 @@
-"""A trained network from its run folder, whatever engine trained it."""
+"""A trained network from its run folder, whatever engine trained it, or from an exported one."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from training.engine import Autocast, pick_device
 
 
 def read_run(run_dir: Path, overrides: list[str]) -> Config:
-    """The config that a run was trained with, with key=value overrides."""
+    """The config that a run was trained with, with key=value overrides.  run_dir: its folder, or an exported one."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: missing; name a run folder, which training makes under run.dir")
@@ -30,7 +30,7 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
     with agreed():
         device = pick_device(config.engine.device, config.engine.precision)
     with agreed():
-        path = Path(weights) if weights.endswith(".safetensors") else _in_newest(run_dir, weights)
+        path = Path(weights) if weights.endswith(".safetensors") else _file_of(run_dir, weights)
         say(f"sampling with {path}")
         model = ParallelUNet(config.model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -38,6 +38,12 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
             model.load_state_dict({name: get(name) for name in shapes})
     model.eval().requires_grad_(False).to(device)
     return Autocast(model, device, config.engine.precision), device
+
+
+def _file_of(run_dir: Path, weights: str) -> Path:
+    """An exported folder has one file of weights; of a run, these weights in the newest whole checkpoint."""
+    exported = run_dir / "model.safetensors"
+    return exported if exported.is_file() else _in_newest(run_dir, weights)
 
 
 def _in_newest(run_dir: Path, weights: str) -> Path:
