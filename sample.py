@@ -24,7 +24,7 @@ from training.sheet import contact_sheet
 
 
 def main() -> None:
-    args = parser().parse_args()
+    args = parser().parse_intermixed_args()
     config = read_run(args.run_dir, ["engine.device=auto", *args.overrides])
     out = args.out or args.run_dir / ("samples_unpaired" if args.unpaired else "samples")
     with process_group(config.distributed) if under_torchrun() else nullcontext():

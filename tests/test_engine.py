@@ -186,6 +186,27 @@ def test_bf16_computes_in_bf16_and_keeps_fp32(configured, tmp_path):
     assert {value.dtype.name for value in tensors(tmp_path / "run").values()} == {"float32"}
 
 
+def test_a_device_too_small_for_the_network_is_told(configured):
+    class Small(SingleDevice):
+        def wrap(self, model):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.22 GiB.")
+
+    with pytest.raises(ValueError, match="out of memory for weights, gradients and averages; use"):
+        train(configured(), Small)
+
+
+def test_an_error_keeps_the_checkpoint_that_is_being_written(configured, tmp_path):
+    class Dying(SingleDevice):
+        def step(self, lr):
+            if self.optimizer_steps == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().step(lr)
+
+    with pytest.raises(ValueError, match="out of memory on cpu with 4 samples"):
+        train(configured(checkpoint__every=4), Dying)
+    assert checkpoint.read_state(newest(tmp_path / "run")).step == 4
+
+
 def test_moments_come_back_in_the_layout_of_their_weights(configured):
     """As on a GPU, where weights are channels_last and Adam is fused, which refuses moments of another layout."""
     config = configured()

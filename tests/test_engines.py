@@ -178,6 +178,28 @@ def test_ranks_that_share_weights_look_at_uneven_numbers_of_samples(shards, tmp_
     assert len(told[0]) == 2 and np.allclose(*(np.array(each, float) for each in told), atol=2e-4)
 
 
+def test_a_rank_that_cannot_read_a_checkpoint_says_so_at_stage_3(shards, tmp_path):
+    """Others gather the small weights there: no rank may wait for one that refused."""
+    run(tmp_path, BY_TWO[4], shards, train__num_steps=2)
+    script = tmp_path / "unreadable.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(HOME)!r})\n"
+        "from training import checkpoint\n"
+        "honest = checkpoint.open_tensors\n"
+        "def fail(folder, name, shapes):\n"
+        "    if os.environ['RANK'] == '1' and name == 'model':\n"
+        "        raise ValueError('model.safetensors: input/output error')\n"
+        "    return honest(folder, name, shapes)\n"
+        "checkpoint.open_tensors = fail\n"
+        "import train_ddp\n"
+        "train_ddp.run(train_ddp.main)\n"
+    )
+    arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", **SETTINGS), "engine.zero_stage=3"]
+    statuses, text = finish(ranks(tmp_path, 2, arguments, str(script)))
+    assert statuses == [1, 1] and "rank 1] model.safetensors: input/output error" in text
+
+
 def test_a_zero_stage_needs_train_ddp(shards, tmp_path):
     arguments = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run"), "engine.zero_stage=2"]
     statuses, text = finish([Script(tmp_path, "train_single.py", arguments)])

@@ -55,8 +55,9 @@ class EMAConfig(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _consistent(self) -> "EMAConfig":
         for key, values in {"also": (self.decay, *self.also), "power": self.power}.items():
+            too = " (ema.decay counts too)" if key == "also" else ""
             if twice := [value for value, count in Counter(values).items() if count > 1]:
-                raise ValueError(f"ema.{key}: {twice[0]} is averaged twice (ema.decay counts too); name it once")
+                raise ValueError(f"ema.{key}: {twice[0]} is averaged twice{too}; name it once")
         if self.snapshot_every and not self.power:
             raise ValueError(
                 f"ema.snapshot_every={self.snapshot_every} stores the averages of ema.power, which names none; use "

@@ -209,10 +209,9 @@ class SingleDevice:
 
     @torch.no_grad()
     def load_weights(self, get: Callable[[str], Tensor]) -> None:
-        """get(name): the whole parameter of that name."""
+        """get(name): the whole parameter of that name.  Nothing here is collective; weights_changed() is to follow."""
         for name, stored in self.weights().items():
             stored.copy_(self.part(name, get(name)))
-        self.weights_changed()
 
     @property
     def optimizer_steps(self) -> int:

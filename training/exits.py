@@ -21,17 +21,11 @@ def run(main: Callable[[], None]) -> None:
     TRYON_REFUSED, the message goes to that file too.
     """
     timeline.mark("imports")
+    refusal = None
     try:
         main()
     except ValueError as error:
-        record_error(ValueError(str(error)))  # without its traceback
-        # Before the ranks have found each other, all of a host fail alike: one of them speaks.
-        alone = num_ranks() > 1 and not isinstance(error, Agreed)
-        speaks = alone or (get_rank() if isinstance(error, Agreed) else local_rank()) == 0
-        message = f"error: [{where()}] {error}" if alone else f"error: {error}"
-        if speaks and not getattr(error, "passing", False):
-            _refuse(message)
-        leave(1, message if speaks else "")
+        refusal = error
     except KeyboardInterrupt:
         leave(130, "interrupted at once; the same command continues at the last checkpoint" if get_rank() == 0 else "")
     except Exception as error:
@@ -43,8 +37,21 @@ def run(main: Callable[[], None]) -> None:
         record_error(error)
         traceback.print_exc()  # in this rank's file
         leave(1, f"error: [{where()}] {_last_line(error)}; the traceback is in {console.log_file() or 'what is above'}")
+    if refusal is not None:  # here, where torchrun finds no traceback to show
+        _leave_refused(refusal)
     if under_torchrun():
         leave(0, "")
+
+
+def _leave_refused(error: ValueError) -> None:
+    record_error(ValueError(str(error)))
+    # Before the ranks have found each other, all of a host fail alike: one of them speaks.
+    alone = num_ranks() > 1 and not isinstance(error, Agreed)
+    speaks = alone or (get_rank() if isinstance(error, Agreed) else local_rank()) == 0
+    message = f"error: [{where()}] {error}" if alone else f"error: {error}"
+    if speaks and not getattr(error, "passing", False):
+        _refuse(message)
+    leave(1, message if speaks else "")
 
 
 def _last_line(error: Exception) -> str:

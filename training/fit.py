@@ -98,6 +98,17 @@ def out_of_memory_told(engine: SingleDevice, config: Config, run_dir: Path, accu
         raise TooLarge(f"{told}; the same command continues with {half(num, share)}") from error
 
 
+@contextmanager
+def needs_memory(what: str) -> Iterator[None]:
+    """Around what no smaller micro-batch would mend: a device too small for it is a ValueError that says what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(f"out of memory for {what}; {REMEDIES}") from error
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device's memory was too small; CUDA's libraries have errors of their own for it."""
     told = str(error)

@@ -20,11 +20,11 @@ from training.batch import clean_conditions, to_device
 from training.checkpoint import Saver, TrainState
 from training.config import Config
 from training.console import keep_apart
-from training.distributed import Agreed, agreed, on_main
+from training.distributed import Agreed, agreed, num_ranks, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
 from training.engine import SingleDevice, pick_device
-from training.fit import fit_micro_batch, out_of_memory_told
+from training.fit import fit_micro_batch, needs_memory, out_of_memory_told
 from training.heartbeat import Pulse
 from training.held_out import preview, validation_loss
 from training.hosts import check_data, check_hosts, check_shared
@@ -59,11 +59,13 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         keep_apart(run_dir)
     mark("checks")
     with Pulse(run_dir, start, config.distributed, device) as pulse, listening(run_dir) as wish, ExitStack() as guards:
-        engine = engine_class(config.model, config.engine, config.optim, config.seed)
-        ema = EMA(engine, config.ema)
+        with needs_memory("weights, gradients and averages"):
+            engine = engine_class(config.model, config.engine, config.optim, config.seed)
+            ema = EMA(engine, config.ema)
         mark("model")
         with agreed():
             state, told = resume(run_dir, config, dataset, engine, ema)
+        engine.weights_changed()
         mark("checkpoint")
         on_main(lambda: keep(run_dir, config, devices))
         saver = guards.enter_context(_published(Saver(run_dir, config.checkpoint)))
@@ -128,7 +130,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                 with pulse("all-reduce"):
                     check_replicas(engine.model, state.step)
             if held_out and not report.hurry and (state.step % config.log.validate_every == 0 or finished):
-                with ema.applied(), meter.paused("validation"):
+                with ema.applied(), meter.paused("validation"), needs_memory("the validation"):
                     value, broken = validation_loss(
                         engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device,
                         engine.sharded,
@@ -141,7 +143,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                     ema.snapshot(run_dir, state.step)
             shown = held_out or dataset
             if state.step % config.log.preview_every == 0 and not report.hurry and not isinstance(shown, Pipes):
-                with ema.applied(), meter.paused("preview"):
+                with ema.applied(), meter.paused("preview"), needs_memory("the preview (log.num_previews)"):
                     _log_preview(log, state, shown, config, engine)
             if saves:
                 with meter.paused("checkpoint"):
@@ -158,8 +160,9 @@ def _published(saver: Saver) -> Iterator[Saver]:
     """Around the steps: a checkpoint that is still being written is published when all ranks leave together."""
     try:
         yield saver
-    except Agreed:
-        saver.close()
+    except ValueError as error:
+        if isinstance(error, Agreed) or num_ranks() == 1:
+            saver.close()
         raise
     saver.close()
 
@@ -234,6 +237,8 @@ def _log_preview(
 def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:
     size = sum(map(math.prod, engine.shapes.values())) / 1e6
     start = f"continuing at step {state.step}" if state.step else "a new run"
+    if state.step >= config.train.num_steps:
+        start = f"nothing is left to do at step {state.step}"
     if isinstance(dataset, Pipes):
         told = "samples of a pipe: their order depends on ranks, workers and restarts"
     else:
