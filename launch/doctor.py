@@ -8,6 +8,7 @@ wrong but warnings, 1 after errors (with --strict after warnings too), 2 when th
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,10 +20,17 @@ from data.loader import Layout
 from data.mixture import Mixture
 from data.pipes import Pipes
 from launch.deadlines import check_signal, check_waits
-from launch.duration import best_speed, check_time, checkpoint_bytes, checkpoint_seconds, restart_seconds
+from launch.duration import (
+    best_speed,
+    check_time,
+    checkpoint_bytes,
+    checkpoint_seconds,
+    restart_seconds,
+    snapshots_to_come,
+)
 from launch.findings import Finding, refused, shown, verdict, write_json
 from launch.gpus import find_gpu
-from launch.memory import GIB, MemoryModel, check_memory
+from launch.memory import GIB, MemoryModel, check_host, check_memory
 from launch.rehearsal import dry_run, missing_positions, real_step
 from launch.slurm_script import SlurmScript, check_script, read_slurm_script
 from training.config import STAGES, Config, load_config
@@ -83,6 +91,7 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
                 told = f"--{name} {here} here, {there} in {script.path}"
                 yield Finding("layout", told, "error", f"leave --{name} out, or change the script")
         nodes, gpus = script.nodes, script.gpus_per_node or gpus
+    yield from _check_packages(config)
     num_ranks = nodes * gpus
     try:
         train = cut_batch(config.train, num_ranks, num_ranks)
@@ -111,9 +120,11 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
         return
     memory = MemoryModel(config, num_ranks)
     yield from check_memory(memory, layout, options.gpu)
-    yield _check_disk(config, memory.num_parameters)
-    checkpoint_s = checkpoint_seconds(memory.num_parameters, options.disk_mb_per_s)
-    restart_s = restart_seconds(memory.num_parameters, options.disk_mb_per_s)
+    checkpoint = checkpoint_bytes(config, memory.num_parameters)
+    yield from check_host(memory, gpus, checkpoint)
+    yield _check_disk(config, checkpoint, 4.0 * memory.num_parameters)
+    checkpoint_s = checkpoint_seconds(checkpoint, options.disk_mb_per_s)
+    restart_s = restart_seconds(checkpoint, options.disk_mb_per_s)
     speed = best_speed(config, num_ranks, options.samples_per_s, options.gpu)
     yield from check_time(config, speed, num_ranks, options.price_per_gpu_hour, script, restart_s)
     step_s = train.global_batch / speed.samples_per_s if speed else None
@@ -121,6 +132,21 @@ def _examine(config: Config, path: Path, script: SlurmScript | None, options: ar
     if script:
         yield from check_signal(script, step_s, checkpoint_s, restart_s)
     yield _rehearsed(config, layout)
+
+
+def _check_packages(config: Config) -> Iterator[Finding]:
+    """Those that the config needs and not every run has, looked for where the doctor runs, without importing them."""
+    stage, needed = config.engine.zero_stage, {}
+    if stage is not None:
+        needed["deepspeed"] = f"engine.zero_stage={stage}", "engine.zero_stage=null"
+    if config.optim.name == "adamw8bit":
+        needed["bitsandbytes"] = "optim.name=adamw8bit", "optim.name=adamw"
+    for package, (key, without) in needed.items():
+        if importlib.util.find_spec(package):
+            yield Finding("packages", f"{package}, for {key}, is here, where the doctor runs")
+        else:
+            told = f"{package}, for {key}, is not here, where the doctor runs"
+            yield Finding("packages", told, "error", f"pip install {package}, here and on every node; or use {without}")
 
 
 def _check_data(config: Config, dataset: Mixture, held_out: ShardedDataset | None) -> Iterator[Finding]:
@@ -155,7 +181,8 @@ def _read_some(dataset: ShardedDataset) -> None:
         dataset.read(int(sample_id))
 
 
-def _check_disk(config: Config, num_parameters: int) -> Finding:
+def _check_disk(config: Config, checkpoint: float, average: float) -> Finding:
+    """checkpoint, average: bytes of one."""
     folder = Path(config.run.dir).absolute()
     there = len(list(folder.glob("checkpoints/step_*")))
     while not folder.exists():
@@ -163,11 +190,18 @@ def _check_disk(config: Config, num_parameters: int) -> Finding:
     if not os.access(folder, os.W_OK):
         return Finding("disk", f"{folder} cannot be written", "error", "choose another run.dir (--logdir)")
     missing = max(1, config.checkpoint.keep + 1 - there)
-    size, free = checkpoint_bytes(num_parameters) / GIB, shutil.disk_usage(folder).free / GIB
-    told = f"{missing * size:,.1f} GiB for {missing} checkpoints of {size:,.1f}, {free:,.1f} GiB free in {folder}"
-    if missing * size <= free:
+    size, free = checkpoint / GIB, shutil.disk_usage(folder).free / GIB
+    num, lengths = snapshots_to_come(config), len(config.ema.power)
+    stored = num * lengths * average / GIB
+    files = f" with {len(config.ema.profiles())} averages" if len(config.ema.profiles()) > 1 else ""
+    told = f"{missing * size:,.1f} GiB for {missing} checkpoints of {size:,.1f}{files}, "
+    if num:
+        told += f"{stored:,.1f} for {num} x {lengths} stored averages of {average / GIB:,.1f}, "
+    told += f"{free:,.1f} GiB free in {folder}"
+    if missing * size + stored <= free:
         return Finding("disk", told)
-    return Finding("disk", told, "error", "choose another run.dir, lower checkpoint.keep, or free space there")
+    fewer = " raise ema.snapshot_every," * bool(num)
+    return Finding("disk", told, "error", f"choose another run.dir, lower checkpoint.keep,{fewer} or free space there")
 
 
 def _rehearsed(config: Config, layout: Layout) -> Finding:
@@ -178,7 +212,8 @@ def _rehearsed(config: Config, layout: Layout) -> Finding:
     except ValueError as error:
         return refused("dry run", error)
     last = f"the last of {layout.num_ranks} ranks" if layout.num_ranks > 1 else "only rank"
-    return Finding("dry run", f"a DDP step of a toy network as the first and {last}")
+    zero = "" if config.engine.zero_stage is None else "; DeepSpeed's ZeRO itself is not rehearsed"
+    return Finding("dry run", f"a DDP step of a toy network as the first and {last}{zero}")
 
 
 def _step(config: Config) -> Iterator[Finding]:

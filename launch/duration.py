@@ -81,20 +81,26 @@ def _lines(path: Path) -> list[dict]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def checkpoint_bytes(num_parameters: int) -> float:
-    """Weights, average and Adam's two moments in fp32."""
-    return 4 * 4.0 * num_parameters
+def checkpoint_bytes(config: Config, num_parameters: int) -> float:
+    """Weights, Adam's two moments and every average in fp32."""
+    return (3 + len(config.ema.profiles())) * 4.0 * num_parameters
 
 
-def checkpoint_seconds(num_parameters: int, disk_mb_per_s: float) -> float:
-    """Until a checkpoint is written and hashed, at the disk's speed and HASH_MB_PER_S."""
-    megabytes = checkpoint_bytes(num_parameters) / 1e6
+def snapshots_to_come(config: Config) -> int:
+    """Folders of averages that ema.snapshot_every stores from where the run stands to its end; none is ever pruned."""
+    every, done = config.ema.snapshot_every, steps_done(Path(config.run.dir))
+    return max(0, config.train.num_steps // every - done // every) if every else 0
+
+
+def checkpoint_seconds(checkpoint: float, disk_mb_per_s: float) -> float:
+    """Until a checkpoint of so many bytes is written and hashed, at the disk's speed and HASH_MB_PER_S."""
+    megabytes = checkpoint / 1e6
     return megabytes / disk_mb_per_s + megabytes / HASH_MB_PER_S
 
 
-def restart_seconds(num_parameters: int, disk_mb_per_s: float) -> float:
-    """From a job's start to its first step: START_S and reading a checkpoint."""
-    return START_S + checkpoint_bytes(num_parameters) / 1e6 / disk_mb_per_s
+def restart_seconds(checkpoint: float, disk_mb_per_s: float) -> float:
+    """From a job's start to its first step: START_S and reading a checkpoint of so many bytes."""
+    return START_S + checkpoint / 1e6 / disk_mb_per_s
 
 
 def num_jobs(seconds: float, job_s: float, signal_s: float, restart_s: float) -> int:

@@ -20,7 +20,7 @@ from data.loader import Layout
 from launch.findings import Finding
 from launch.gpus import find_gpu
 from launch.levers import Levers, levers_for, pulled
-from launch.residents import resident_bytes, sizes_of, step_bytes
+from launch.residents import host_bytes, resident_bytes, sizes_of, step_bytes
 from model.diffusion import diffusion_loss
 from model.parallel_unet import ParallelUNet
 from training.config import Config
@@ -190,6 +190,17 @@ def check_memory(memory: MemoryModel, layout: Layout, name: str | None) -> Itera
         yield Finding("memory of a GPU", told)
     if config.engine.precision == "bf16" and not gpu.bf16:
         yield Finding("precision", f"{name} has no bf16 units: very slow", "warning", "engine.precision=fp16")
+
+
+def check_host(memory: MemoryModel, ranks_per_node: int, checkpoint: float) -> Iterator[Finding]:
+    """What the ranks of a node put into its memory, where a checkpoint has so many bytes."""
+    parts = host_bytes(memory.config, memory.sizes, memory.num_ranks)
+    if memory.config.checkpoint.asynchronous:  # training/pieces.py, STAGING_SHARE
+        parts["a checkpoint's copy, which takes at most half of what is free"] = checkpoint / memory.num_ranks
+    if parts:
+        each = ", ".join(f"{ranks_per_node * size / GIB:,.1f} for {name}" for name, size in parts.items())
+        total = ranks_per_node * sum(parts.values()) / GIB
+        yield Finding("host memory", f"{total:,.1f} GiB a node beside its processes: {each}")
 
 
 def _divisors(layout: Layout) -> list[int]:

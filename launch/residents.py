@@ -1,4 +1,5 @@
-"""What a rank holds through a run, whatever its batch: weights, gradients, Adam, averages, DeepSpeed's buffers.
+"""What a rank holds through a run, whatever its batch: weights, gradients, Adam, averages, DeepSpeed's buffers; on its
+device, or in the host's memory.
 
 N parameters, R ranks.
 """
@@ -42,6 +43,20 @@ def resident_bytes(config: Config, sizes: Sizes, num_ranks: int, gpu: bool = Tru
     averages = config.ema.profiles()
     name = "average (EMA)" if len(averages) == 1 else f"{len(averages)} averages (EMA)"
     return parts | {name: 4.0 * sizes.total * len(averages) * kept}
+
+
+def host_bytes(config: Config, sizes: Sizes, num_ranks: int) -> dict[str, float]:
+    """Bytes of what one rank of GPUs keeps in the host's memory instead, by name."""
+    whole, parts = 4.0 * sizes.total, {}
+    if config.engine.offload != "none":
+        parts["gradients, Adam and its copy of the weights"] = 4 * whole / num_ranks
+    if config.engine.offload == "all":
+        parts["weights"] = whole / num_ranks
+    if config.ema.placement == "cpu":
+        kept = whole / num_ranks if config.engine.zero_stage == 3 else whole
+        num = len(config.ema.profiles())
+        parts["the average" if num == 1 else f"{num} averages"] = kept * num
+    return parts
 
 
 def _whole(config: Config, sizes: Sizes) -> dict[str, float]:

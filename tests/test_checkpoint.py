@@ -165,6 +165,35 @@ def forge(folder: Path, **changes) -> None:
         path.write_text(manifest.model_dump_json())
 
 
+@pytest.mark.parametrize("version", [2, 4])
+def test_a_checkpoint_of_another_format_is_not_damage(tmp_path, version):
+    """The newest is not fallen back behind, whatever lies before it; none is removed, though newer ones come."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    older, newer = (checkpoint.folder_of(tmp_path, step) for step in (1, 2))
+    (newer / "manifest.json").write_text(json.dumps({"format": version, "files": [], "more": 1}))
+    said = rf"^{newer}: manifest.json is of format {version}, this code reads format {publish.FORMAT}; continue with "
+    said += rf"the code that wrote it \({tmp_path}/code/\*\.zip and {tmp_path}/environment.jsonl .*another run\.dir$"
+    with pytest.raises(ValueError, match=said):
+        checkpoint.find(tmp_path)
+    os.truncate(save(tmp_path, 3) / "ema.safetensors", 10)
+    with pytest.raises(ValueError, match=r"step_00000003 is not whole .*; .*step_00000002: manifest.json is of format"):
+        checkpoint.find(tmp_path)
+    before = {path: path.read_bytes() for path in newer.iterdir()}
+    for step in (4, 5):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["latest", "step_00000002", "step_00000004", "step_00000005"] and not older.exists()
+    assert find_step(tmp_path) == 5 and {path: path.read_bytes() for path in newer.iterdir()} == before
+
+
+def test_only_folders_are_checkpoints(tmp_path):
+    folder = save(tmp_path, 1)
+    (tmp_path / "checkpoints/step_00000099").write_text("a note")
+    assert checkpoint.find(tmp_path) == (folder, [])
+    save(tmp_path, 2)
+    assert names(tmp_path)[-1] == "step_00000099" and publish.newest_first(tmp_path / "checkpoints")[-1] == folder
+
+
 def test_a_manifest_that_cannot_be_is_refused(tmp_path):
     folder = save(tmp_path, 1)
     before = (folder / "manifest.json").read_bytes()

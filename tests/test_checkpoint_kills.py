@@ -177,3 +177,14 @@ def test_three_ranks_share_the_hashing_and_agree(two_saved):
         told = {(run_dir / f"told_{rank}").read_text() for rank in range(3)}
         assert len(told) == 1 and next(iter(told)).startswith("step_00000001: "), told
         assert "is not whole for rank " in (said := told.pop()) and "ema.safetensors is damaged" in said
+
+
+def test_three_ranks_refuse_another_format_together(two_saved):
+    run_dir = two_saved("run")
+    (run_dir / "checkpoints/step_00000002/manifest.json").write_text('{"format": 99}')
+
+    def look() -> None:
+        with pytest.raises(ValueError, match=r"step_00000002: manifest\.json is of format 99"):
+            checkpoint.find(run_dir)
+
+    assert on_ranks(3, look) == [0, 0, 0]

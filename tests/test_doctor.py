@@ -1,6 +1,7 @@
 """The doctor: a good run passes; each fault has its line, its remedy and its exit status."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 
 from data.loader import Layout
 from launch import doctor, memory, rehearsal
-from launch.duration import num_jobs, span
+from launch.duration import checkpoint_bytes, num_jobs, span
 from launch.gpus import GPU, GPUS, find_gpu
 from launch.rehearsal import missing_positions
 from launch.slurm_script import read_slurm_script
-from runs import damage, empty_config, words
+from runs import HOME, damage, empty_config, words
+from training.config import read_config
 from training.distributed import fake_process_group, num_ranks
 
 GOOD = """#!/usr/bin/env bash
@@ -124,6 +126,52 @@ def test_a_run_folder_that_cannot_be_written(run, tmp_path, monkeypatch):
     status, _, lines = run("--skip-step")
     assert status == 1 and lines["disk"]["figure"] == f"{tmp_path} cannot be written"
     assert "another run.dir" in lines["disk"]["remedy"]
+
+
+def test_the_disk_holds_further_averages_and_those_that_are_stored(run, tmp_path):
+    averages = {"ema__also": [0.5], "ema__power": [0.05, 0.1], "ema__snapshot_every": 5}
+    slow = ("--skip-step", "--disk-mb-per-s", "0.01")
+    plain, more = run(*slow)[2], run(*slow, **averages)[2]
+    assert "for 4 checkpoints of 0.0, " in plain["disk"]["figure"] and plain["disk"]["status"] == "ok"
+    assert "of 0.0 with 4 averages, 0.0 for 4 x 2 stored averages of 0.0, " in more["disk"]["figure"]
+    assert plain["waiting"]["figure"] != more["waiting"]["figure"], "a larger checkpoint is written for longer"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/stats.jsonl").write_text('{"step": 11}')
+    assert "0.0 for 2 x 2 stored" in run("--skip-step", **averages)[2]["disk"]["figure"], "two are there already"
+    status, _, lines = run("--skip-step", train__num_steps=10**12, **averages)
+    assert status == 1 and "raise ema.snapshot_every" in lines["disk"]["remedy"]
+
+
+def test_a_checkpoint_has_a_file_of_each_average():
+    base = HOME / "configs/base_unet.yaml"
+    assert checkpoint_bytes(read_config(base), 10) == 160
+    assert checkpoint_bytes(read_config(base, ["ema.also=[0.5]", "ema.power=[0.05,0.1]"]), 10) == 280
+
+
+@pytest.mark.parametrize(
+    ("changes", "package"),
+    [({"engine__zero_stage": 2}, "deepspeed"), ({"optim__name": "adamw8bit"}, "bitsandbytes")],
+)
+def test_a_package_that_is_not_there(run, monkeypatch, changes, package):
+    monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for a package that must not be imported
+    status, _, lines = run("--skip-step", **changes)
+    assert status == 1 and lines["packages"]["figure"].startswith(f"{package}, for ")
+    assert "is not here, where the doctor runs" in lines["packages"]["figure"]
+    assert lines["packages"]["remedy"].startswith(f"pip install {package}, ")
+    assert "packages" not in run("--skip-step")[2]
+
+
+def test_what_zero_needs_and_what_is_not_rehearsed(run):
+    pytest.importorskip("deepspeed")
+    status, _, lines = run("--skip-step", engine__zero_stage=2)
+    assert status == 0 and "deepspeed, for engine.zero_stage=2, is here" in lines["packages"]["figure"]
+    assert lines["dry run"]["figure"].endswith("; DeepSpeed's ZeRO itself is not rehearsed")
+    assert "ZeRO" not in run("--skip-step")[2]["dry run"]["figure"]
+
+
+def test_the_host_memory_of_a_node(run):
+    assert "0.0 for a checkpoint's copy" in run("--skip-step")[2]["host memory"]["figure"]
+    assert "host memory" not in run("--skip-step", checkpoint__asynchronous=False)[2]
 
 
 def test_a_batch_that_does_not_divide(run):

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from runs import HOME, empty_config, newest, train, words
-from training import checkpoint
+from training import checkpoint, publish
 from training.checkpoint import main
 
 
@@ -50,6 +50,79 @@ def test_verify_fails_when_the_newest_is_damaged(run_dir, capsys):
     assert "no checkpoint there" in capsys.readouterr().err
 
 
+def pruned(folder: Path) -> None:
+    """As training does with an old one."""
+    folder.replace(publish.partial_of(folder))
+    shutil.rmtree(publish.partial_of(folder))
+
+
+def pruning(monkeypatch, *victims: str) -> None:
+    """Training goes on: these checkpoints go just before they are read."""
+    look = checkpoint.problem_with
+
+    def too_late(folder: Path, *args, **kwargs) -> str | None:
+        if folder.name in victims:
+            pruned(folder)
+        return look(folder, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "problem_with", too_late)
+
+
+def test_verify_goes_on_beside_training(run_dir, capsys, monkeypatch):
+    older, newer = sorted((run_dir / "checkpoints").glob("step*"))
+    (run_dir / "checkpoints/step_00000099").write_text("a note")
+    pruning(monkeypatch, newer.name)
+    assert main(["verify", str(run_dir)]) == 0, "the newest that is left is whole"
+    size = sum(path.stat().st_size for path in older.iterdir() if path.name != "manifest.json") / 2**30
+    told = f"{newer}: removed while it was read\n{older}: whole, {size:.2f} GiB\n"
+    assert capsys.readouterr() == (told, "") and publish.size_of(older) == size * 2**30
+    shutil.copytree(older, newer)
+    os.truncate(older / "ema.safetensors", 10)
+    assert main(["verify", str(run_dir)]) == 1 and "ema.safetensors has 10 bytes" in capsys.readouterr().out
+    pruning(monkeypatch, older.name)
+    assert main(["verify", str(run_dir)]) == 2
+    assert "all checkpoints were removed while it was read; verify again" in capsys.readouterr().err
+
+
+def test_another_format_is_said_by_both_commands(run_dir, capsys):
+    older, newer = sorted((run_dir / "checkpoints").glob("step*"))
+    for folder in (older, newer):
+        (folder / "manifest.json").write_text('{"format": 4}')
+    assert main(["verify", str(run_dir)]) == 1
+    said = f"manifest.json is of format 4, this code reads format 3; continue with the code that wrote it ({run_dir}"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith(f"{folder}: {said}") for line, folder in zip(lines, (newer, older), strict=True)] == [1, 1]
+    assert f"{newer}: {said}" in refused(capsys, run_dir) and not (run_dir / "export").exists()
+
+
+@pytest.mark.parametrize(
+    "module, name", [(checkpoint, "problem_with"), (checkpoint, "read_state"), (shutil, "copyfile")]
+)
+def test_export_looks_again_when_its_checkpoint_is_removed(run_dir, capsys, monkeypatch, module, name):
+    """While it is hashed, while its state is read, while it is copied: three times, and no more."""
+    kept, looks, do = run_dir.parent / "kept", [], getattr(module, name)
+    older, newer = sorted((run_dir / "checkpoints").glob("step*"))
+    older.rename(kept)
+    live = [newer]
+
+    def too_late(path, *args, **kwargs):
+        if live[0] in (Path(path), Path(path).parent):
+            looks.append(path)
+            if len(looks) <= most:
+                pruned(live[0])
+                live[0] = Path(shutil.copytree(kept, live[0].with_name(f"step_{10 + len(looks):08d}")))
+        return do(path, *args, **kwargs)
+
+    monkeypatch.setattr(module, name, too_late)
+    most = 2
+    assert main(["export", str(run_dir)]) == 0 and capsys.readouterr().err == "" and len(looks) == 3
+    assert "of step 2, fp32" in (run_dir / "export/README.md").read_text()
+    shutil.rmtree(run_dir / "export")
+    most = 99
+    assert "3 times a checkpoint was removed while it was read; export when" in refused(capsys, run_dir)
+    assert len(looks) == 6 and not list(run_dir.glob("export*"))
+
+
 @pytest.mark.parametrize("weights", ["ema", "model"])
 def test_an_exported_folder_is_used_as_its_card_says(run_dir, weights):
     out = run_dir.parent / "ours for sampling"
@@ -66,8 +139,9 @@ def test_an_exported_folder_is_used_as_its_card_says(run_dir, weights):
     told += ['"decay": 0.9' if weights == "ema" else "| averaged | no |", "| predicts | noise |"]
     assert [text for text in told if text not in card] == []
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
-    used = {}
-    exec(code, used)
+    moved, used = out.rename(run_dir.parent / "elsewhere"), {}
+    assert str(run_dir.parent) not in card and code.count("FOLDER") == 1
+    exec(code.replace("FOLDER", str(moved)), used)
     assert all(p.equal(exported[name]) for name, p in used["net"].named_parameters())
 
 
@@ -81,6 +155,8 @@ def refused(capsys, *arguments: object) -> str:
 def test_an_exported_folder_samples_as_its_run_does(run_dir, shards, tmp_path):
     out = tmp_path / "exported"
     assert main(["export", str(run_dir), "--out", str(out)]) == 0
+    assert "`python sample.py FOLDER --shards SHARDS`" in (out / "README.md").read_text()
+    out = out.rename(tmp_path / "moved")
     for folder in (run_dir, out):
         words = [str(folder), "--shards", str(shards), "--pairs", "2", "--out", str(tmp_path / "drawn" / folder.name)]
         train(tmp_path, words, "sample.py")
@@ -96,7 +172,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(run_dir, capsys,
     assert "no whole checkpoint" in refused(capsys, tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     assert "is there already; remove it" in refused(capsys, run_dir, "--out", tmp_path / "file")
-    assert "could not be written" in refused(capsys, run_dir, "--out", tmp_path / "file" / "out")
+    said = refused(capsys, run_dir, "--out", tmp_path / "file" / "out")
+    assert "could not be written" in said and publish.PARTIAL not in said
     (tmp_path / "file").unlink()
     config = (run_dir / "config.yaml").read_text()
     for text in ("", "[1, 2]", "model: 3", "{", "\x00", "model: {}\ndiffusion: {}\nema: {}"):

@@ -140,6 +140,15 @@ def test_what_was_found_for_another_network_is_not_used(config, tmp_path, monkey
         fit._keep(tmp_path, fit._made_for(one, engine), 2)
 
 
+def test_a_larger_batch_is_tried_anew(config, tmp_path):
+    """What a small batch was taken in at once is no limit of the memory."""
+    for global_batch in (4, 32):
+        one = config(engine__micro_batch="auto", train__global_batch=global_batch)
+        engine = SingleDevice(one.model, one.engine, one.optim, one.seed)
+        assert fit.fit_micro_batch(engine, one, tmp_path) == 1
+        assert remembered(tmp_path) == global_batch
+
+
 def test_other_errors_are_left_alone(config, tmp_path):
     one = config()
     engine = SingleDevice(one.model, one.engine, one.optim, one.seed)

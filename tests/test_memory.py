@@ -15,8 +15,8 @@ from data.loader import Layout
 from launch import memory as module
 from launch.gpus import GPU
 from launch.levers import LEAN, RECOMPUTE, SHARE, levers_for, pulled
-from launch.memory import GIB, LivePeak, MemoryModel, check_memory, micro_batch_bytes
-from launch.residents import resident_bytes, sizes_of, step_bytes
+from launch.memory import GIB, LivePeak, MemoryModel, check_host, check_memory, micro_batch_bytes
+from launch.residents import host_bytes, resident_bytes, sizes_of, step_bytes
 from model.diffusion import diffusion_loss
 from runs import HOME
 from training.config import Config, read_config
@@ -153,6 +153,30 @@ def test_deepspeed_shares_out_and_keeps_a_copy_for_adam():
     assert by_stage == [(4 + 4 + 3 + 4, 0), (4 + 1 + 3 + 4, 1), (1 + 1 + 3 + 1, 1)]
     assert resident(4, "engine.zero_stage=2", "engine.offload=optimizer") == (8, 0)
     assert resident(4, "engine.zero_stage=3", "engine.offload=all", "ema.placement=cpu") == (0, 0)
+
+
+def on_host(num_ranks: int, *words: str) -> float:
+    """Bytes of one rank in the host's memory for each parameter."""
+    config = read_config(BASE, [*SMALL, *words])
+    sizes = sizes_of(config)
+    return sum(host_bytes(config, sizes, num_ranks).values()) / sizes.total
+
+
+def test_what_leaves_the_gpu_is_in_the_host_memory():
+    assert on_host(4) == on_host(4, "engine.zero_stage=3") == 0
+    assert on_host(4, "engine.zero_stage=2", "engine.offload=optimizer") == 4
+    assert on_host(4, "engine.zero_stage=3", "engine.offload=all") == 5
+    assert on_host(4, "ema.placement=cpu") == 4 and on_host(4, "ema.placement=cpu", "ema.also=[0.99]") == 8
+    assert on_host(4, "engine.zero_stage=3", "engine.offload=optimizer", "ema.placement=cpu") == 5
+
+
+def test_the_host_memory_of_a_node_is_that_of_its_ranks(base):
+    offloaded = read_config(BASE, ["engine.zero_stage=3", "engine.offload=optimizer", "ema.placement=cpu"])
+    (told,) = check_host(MemoryModel(offloaded, 16), 8, 4 * base.sizes.total * 4.0)
+    assert told.figure == (
+        "19.0 GiB a node beside its processes: 8.5 for gradients, Adam and its copy of the weights, 2.1 for the "
+        "average, 8.5 for a checkpoint's copy, which takes at most half of what is free"
+    )
 
 
 def test_ddp_keeps_its_gradients_once():

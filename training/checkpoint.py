@@ -46,8 +46,21 @@ from training.pieces import (
     is_pickle,
     num_pieces,
 )
-from training.publish import begin, first_of, newest_first, partial_of, problem_with, publish, remove
+from training.publish import (
+    REMOVED,
+    begin,
+    first_of,
+    is_there,
+    newest_first,
+    other_format,
+    partial_of,
+    problem_with,
+    publish,
+    remove,
+    size_of,
+)
 
+TRIES = 3  # to export a checkpoint before training removes it
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -225,16 +238,23 @@ def _existing(folder: Path) -> Path:
 def find(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole on every rank, and what was wrong with newer ones.
 
-    Rank 0 names the candidates; the ranks of each host share the hashing.
+    Rank 0 names the candidates; the ranks of each host share the hashing.  Raises ValueError, naming folder, formats
+    and remedy, rather than fall back behind one of another format, which is not damaged.
     """
     rejected = []
     for folder in on_main(lambda: newest_first(run_dir / "checkpoints")):
+        on_main(lambda folder=folder: _check_format(folder, rejected))
         problems = all_gather(problem_with(folder, (local_rank(), num_local_ranks())))
         if not any(problems):
             return folder, rejected
         rank, problem = next((i, p) for i, p in enumerate(problems) if p)
         rejected.append(f"{folder} is not whole for rank {rank}: {problem}")
     return None, rejected
+
+
+def _check_format(folder: Path, rejected: list[str]) -> None:
+    if told := other_format(folder):
+        raise ValueError("; ".join([*rejected, f"{folder}: {told}"]))
 
 
 def read_state(folder: Path) -> TrainState:
@@ -284,7 +304,8 @@ def _type_of(tensor: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0; 1 when the newest checkpoint is not whole; 2 when the command cannot be done."""
+    """Returns the exit status: 0; 1 when the newest checkpoint is damaged or of another format; 2 when the command
+    cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m training.checkpoint", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="reads every byte of every checkpoint")
@@ -295,7 +316,9 @@ def main(argv: list[str] | None = None) -> int:
     exports.add_argument("--weights", default="ema", help="a file of the checkpoint: model, ema, ... [ema]")
     args = parser.parse_args(argv)
     try:
-        return _verify(args.run_dir) if args.command == "verify" else _export(args.run_dir, args.weights, args.out)
+        if args.command == "verify":
+            return _verify(args.run_dir)
+        return _export(args.run_dir, args.weights, args.out or args.run_dir / "export")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -305,21 +328,39 @@ def _verify(run_dir: Path) -> int:
     folders = newest_first(run_dir / "checkpoints")
     if not folders:
         raise ValueError(f"{run_dir}: no checkpoint there; name a run folder, which training makes under run.dir")
-    problems = [problem_with(folder, threads=os.cpu_count() or 1) for folder in folders]
-    for folder, problem in zip(folders, problems, strict=True):
-        size = sum(file.stat().st_size for file in folder.iterdir()) / 2**30
+    problems = []  # of those that are still there
+    for folder in folders:
+        size, problem = size_of(folder) / 2**30, problem_with(folder, threads=os.cpu_count() or 1)
         print(f"{folder}: {problem or f'whole, {size:.2f} GiB'}")
+        problems += [problem] if problem != REMOVED else []
+    if not problems:
+        raise ValueError(f"{run_dir}: all checkpoints were {REMOVED}; verify again")
     return 1 if problems[0] else 0
 
 
-def _export(run_dir: Path, weights: str, out: Path | None) -> int:
+def _export(run_dir: Path, weights: str, out: Path) -> int:
+    """Looks again when training goes on and removes the checkpoint that is being read."""
+    for _ in range(TRIES):
+        folders = newest_first(run_dir / "checkpoints")
+        try:
+            return _export_newest(run_dir, weights, out)
+        except ValueError:
+            if all(is_there(folder) for folder in folders):
+                raise
+    raise ValueError(
+        f"{run_dir}: {TRIES} times a checkpoint was {REMOVED}; export when training has ended, or continue it with a "
+        "higher checkpoint.keep"
+    )
+
+
+def _export_newest(run_dir: Path, weights: str, out: Path) -> int:
     folder, rejected = find(run_dir)
+    if folder is None:
+        told = f" ({'; '.join(rejected)})" if rejected else ""
+        raise ValueError(f"{run_dir}: no whole checkpoint{told}; name a run folder, which training makes under run.dir")
+    export(run_dir, folder, asdict(read_state(folder)), weights, out)
     for message in rejected:
         print(f"warning: {message}", file=sys.stderr)
-    if folder is None:
-        raise ValueError(f"{run_dir}: no whole checkpoint; name a run folder, which training makes under run.dir")
-    out = out or run_dir / "export"
-    export(run_dir, folder, asdict(read_state(folder)), weights, out)
     print(f"{out}: {weights} of {folder}")
     return 0
 

@@ -41,7 +41,7 @@ tags: [virtual-try-on, diffusion, arxiv:2306.08276]
 
 ## Use
 
-From the project's folder:
+From the project's folder, with the path of this one as FOLDER:
 
 ```python
 from pathlib import Path
@@ -51,7 +51,7 @@ from safetensors.torch import load_file
 from model.parallel_unet import ParallelUNet
 from training.config import read_config
 
-folder = Path({folder!r})
+folder = Path("FOLDER")
 config = read_config(folder / "config.yaml")
 net = ParallelUNet(config.model)
 net.load_state_dict(load_file(folder / "model.safetensors"))
@@ -81,9 +81,10 @@ def export(run_dir: Path, folder: Path, state: dict[str, Any], weights: str, out
         try:
             model = partial / "model.safetensors"
             shutil.copyfile(folder / f"{weights}.safetensors", model)
-            _check_copy(model, manifest, manifest.files[f"{weights}.safetensors"])
+            if not _is_copy(model, manifest, manifest.files[f"{weights}.safetensors"]):
+                raise ValueError(f"{out}: did not get the bytes of {folder}; test the disk, and export again")
             shutil.copyfile(run_dir / "config.yaml", partial / "config.yaml")
-            card = CARD.format(**_facts(run_dir, model, state, weights), folder=str(out))
+            card = CARD.format(**_facts(run_dir, model, state, weights))
             (partial / "README.md").write_text(card, encoding="utf-8")
             for path in (*partial.iterdir(), partial):
                 flush(path)
@@ -92,14 +93,13 @@ def export(run_dir: Path, folder: Path, state: dict[str, Any], weights: str, out
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{out}: could not be written ({error}); name another folder with --out") from error
+        told = str(error).replace(partial.name, out.name)  # where it is made is nothing to look for
+        raise ValueError(f"{out}: could not be written ({told}); name another folder with --out") from error
 
 
-def _check_copy(copy: Path, manifest: Manifest, facts: FileFacts) -> None:
-    for i, expected in enumerate(facts.sha256):
-        begin = i * manifest.piece
-        if hash_of(copy, begin, min(begin + manifest.piece, facts.size)) != expected:
-            raise ValueError(f"{copy}: not the bytes of the checkpoint; test the disk, and export again")
+def _is_copy(copy: Path, manifest: Manifest, facts: FileFacts) -> bool:
+    begins = (i * manifest.piece for i in range(len(facts.sha256)))
+    return facts.sha256 == [hash_of(copy, begin, min(begin + manifest.piece, facts.size)) for begin in begins]
 
 
 def _facts(run_dir: Path, model: Path, state: dict[str, Any], weights: str) -> dict[str, Any]:

@@ -164,15 +164,16 @@ def blank_inputs(model: ParallelUNetConfig, diffusion: DiffusionConfig, num: int
 
 
 def _made_for(config: Config, engine: SingleDevice) -> str:
-    """A fingerprint of all that the memory of a rank depends on."""
+    """A fingerprint of all that the memory of a rank depends on, and of the batch: a larger share is tried anew."""
     device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type
     parts = [part.model_dump(mode="json") for part in (config.model, config.engine, config.optim, config.ema)]
-    told = json.dumps([parts, device, engine.num_devices(), engine.num_ranks], sort_keys=True)
+    shared = [config.train.global_batch, engine.num_devices(), engine.num_ranks]
+    told = json.dumps([parts, device, shared], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _known(run_dir: Path, made_for: str, share: int) -> int:
-    """What an earlier start found for the same network on the same devices, else the whole share."""
+    """What an earlier start found for the same network and batch on the same devices, else the whole share."""
     try:
         known = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
         if known["made_for"] == made_for and known["samples"] in range(1, share + 1) and share % known["samples"] == 0:

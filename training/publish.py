@@ -16,6 +16,7 @@ from training.pieces import PIECE, hash_of, is_pickle
 
 FORMAT = 3
 PARTIAL = ".partial"
+REMOVED = "removed while it was read"  # by training that goes on: no damage
 FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*\.(safetensors|json)$", max_length=200)]  # no path
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -27,6 +28,10 @@ class FileFacts(BaseModel, extra="forbid"):
 
 class Version(BaseModel):
     format: int
+
+
+class OtherFormat(ValueError):
+    """A checkpoint that another version of the code wrote, for which it may be whole."""
 
 
 class Manifest(BaseModel, extra="forbid"):
@@ -78,16 +83,26 @@ def partial_of(folder: Path) -> Path:
 
 
 def newest_first(parent: Path) -> list[Path]:
-    """The published checkpoints of a folder, whole or not."""
-    folders = (folder for folder in parent.glob("step_*") if folder.name.removeprefix("step_").isdigit())
-    return sorted(folders, reverse=True)
+    """The published checkpoints of a folder, whole or not.  Files of such names are none."""
+    named = (folder for folder in parent.glob("step_*") if folder.name.removeprefix("step_").isdigit())
+    # unlike Path.is_file, it raises nothing where a disk does not answer: that one counts, as not whole
+    return sorted((folder for folder in named if not os.path.isfile(folder)), reverse=True)  # noqa: PTH113
+
+
+def is_there(folder: Path) -> bool:
+    return os.path.lexists(folder)
 
 
 def problem_with(folder: Path, share: tuple[int, int] = (0, 1), hashes: bool = True, threads: int = 2) -> str | None:
-    """What makes this checkpoint not whole, or None.
+    """What makes this checkpoint not whole, or None; REMOVED when it is no longer there.
 
     share: (i, n): only the bytes of every n-th piece from the i-th on are compared; names and sizes always are.
     """
+    problem = _problem_of_files(folder, share, hashes, threads)
+    return REMOVED if problem and not is_there(folder) else problem
+
+
+def _problem_of_files(folder: Path, share: tuple[int, int], hashes: bool, threads: int) -> str | None:
     try:
         manifest = read_manifest(folder)
         for name, facts in manifest.files.items():
@@ -106,15 +121,40 @@ def problem_with(folder: Path, share: tuple[int, int] = (0, 1), hashes: bool = T
         return next(filter(None, executor.map(lambda piece: _damage(folder, manifest, *piece), mine)), None)
 
 
+def other_format(folder: Path) -> str | None:
+    """What to say of a checkpoint that another version of the code wrote: both formats and the remedy.  Else None."""
+    try:
+        read_manifest(folder)
+    except OtherFormat as error:
+        return str(error)
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files, as the manifest says; 0 when that cannot be read."""
+    try:
+        return sum(facts.size for facts in read_manifest(folder).files.values())
+    except (OSError, ValueError):
+        return 0
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises ValueError when it is none that this version writes, OSError when it cannot be read."""
+    """Raises ValueError when it is none that this version writes, of which OtherFormat is no damage, and OSError when
+    it cannot be read."""
     if not (folder / "manifest.json").is_file():
         raise ValueError("manifest.json is missing")
     text = (folder / "manifest.json").read_bytes()
     try:
         version = Version.model_validate_json(text, strict=True).format
         if version != FORMAT:
-            raise ValueError(f"manifest.json: format {version}, this version reads {FORMAT}")
+            run_dir = folder.parent.parent
+            raise OtherFormat(
+                f"manifest.json is of format {version}, this code reads format {FORMAT}; continue with the code that "
+                f"wrote it ({run_dir / 'code'}/*.zip and {run_dir / 'environment.jsonl'} say which), or choose "
+                "another run.dir"
+            )
         manifest = Manifest.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(f"manifest.json is damaged ({first_of(error)})") from None
@@ -163,14 +203,15 @@ def _point_to(folder: Path) -> None:
 
 
 def _prune(newest: Path, keep: int) -> list[Path]:
-    """Hides all checkpoints but `newest` and the keep - 1 whole ones before it.
+    """Hides all checkpoints but `newest`, the keep - 1 whole ones before it, and those of another format.
 
     Later ones were not whole, or training fell back behind them.  -> what to remove: those, and what a kill left half
     done; half a deleted checkpoint does not look like one.
     """
-    earlier = (folder for folder in newest_first(newest.parent) if folder.name <= newest.name)
+    there = [folder for folder in newest_first(newest.parent) if other_format(folder) is None]
+    earlier = (folder for folder in there if folder.name <= newest.name)
     kept = [folder for folder in earlier if problem_with(folder, hashes=False) is None][:keep]
-    for folder in set(newest_first(newest.parent)) - set(kept):
+    for folder in set(there) - set(kept):
         remove([partial_of(folder)])
         folder.replace(partial_of(folder))
     return sorted(newest.parent.glob(f"step_*{PARTIAL}"))
