@@ -1,6 +1,5 @@
 """Adam of 8 bits follows Adam of 32, and its moments pass through fp32 without a change."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from training.engine import SingleDevice
 from training.loop import train
 from training.optim import MOMENTS, OptimConfig, load_moments, make_optimizer, moment_of, reserved_moments
 
-here = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is an optional package")
 SHAPES = [(64, 80), (64, 16, 3, 3), (10,), (5001,)]  # the first two and the last have more than 4096 values
 CPU = torch.device("cpu")
 
@@ -44,7 +42,6 @@ def trained(name: str, steps: int, params: list, channels_last: bool = False) ->
     return optimizer
 
 
-@here
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_step_is_the_packages_own(channels_last):
     """Whose optimizer takes contiguous weights only; small parameters and layouts included."""
@@ -67,7 +64,6 @@ def test_a_step_is_the_packages_own(channels_last):
         assert (a - c).norm() < 0.2 * (c - start).norm(), "the way that Adam went, nearly"
 
 
-@here
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_moments_that_are_saved_and_loaded_are_the_same_bits(channels_last):
     """Codes and scales too: what follows a restart is what follows without one."""
@@ -85,7 +81,6 @@ def test_moments_that_are_saved_and_loaded_are_the_same_bits(channels_last):
             assert torch.equal(moment_of(two, p, slot), saved[f"{slot}.{i}"])
 
 
-@here
 def test_moments_of_32_bits_are_rounded_to_the_nearest_of_8():
     params = weights()
     plain, eight = trained("adamw", 20, params), make_optimizer(params, OptimConfig(name="adamw8bit"), CPU)
@@ -98,7 +93,6 @@ def test_moments_of_32_bits_are_rounded_to_the_nearest_of_8():
             assert torch.equal(rounded, exact) == (p.numel() < 4096)
 
 
-@here
 def test_moments_that_are_not_there_yet_have_their_room_reserved():
     params = weights()
     optimizer = make_optimizer(params, OptimConfig(name="adamw8bit"), CPU)
@@ -113,7 +107,6 @@ def test_moments_that_are_not_there_yet_have_their_room_reserved():
 WIDE = {"model__channels": [16, 64], "model__head_dim": 16, "optim__lr": 1e-3}  # parameters of more than 4096 values
 
 
-@here
 def test_a_run_follows_adam_and_resumes_bit_by_bit(shards, tmp_path):
     def run(name: str, optim: str, steps: int) -> None:
         changes = WIDE | {"optim__name": optim, "train__num_steps": steps}
@@ -132,7 +125,6 @@ def test_a_run_follows_adam_and_resumes_bit_by_bit(shards, tmp_path):
     assert len(losses(tmp_path / "stopped")) == 10
 
 
-@here
 def test_the_checkpoint_is_fp32_whatever_the_optimizer(shards, tmp_path):
     arguments = words(shards, tmp_path / "run", optim__name="adamw8bit", train__num_steps=2, **WIDE)
     config = load_config([str(empty_config(tmp_path)), *arguments])
