@@ -71,7 +71,7 @@ def sample_pairs(pairs: Pairs, args: argparse.Namespace, config: Config, out: Pa
     for ids in tqdm(chunks, desc="sampling", unit="batch", disable=None):
         samples = [pairs[i] for i in ids]
         images = try_on(
-            net, samples, ids, lowres=config.model.lowres, diffusion=config.diffusion, sampler=config.sampler,
+            net, samples, ids, model=config.model, diffusion=config.diffusion, sampler=config.sampler,
             seed=args.seed, device=device,
         )  # fmt: skip
         for sample, image in zip(samples, images, strict=True):

@@ -125,7 +125,7 @@ def train(config: Config, engine_class: type[SingleDevice], steps: int) -> list[
     for _ in range(steps):
         began = time.process_time()
         for micro in range(accumulation):
-            x0, cond, draws = blank_inputs(config.model, config.diffusion, num)
+            x0, cond, draws = blank_inputs(config, num)
             with engine.microbatch(last=micro == accumulation - 1):
                 engine.backward(diffusion_loss(engine.net, x0, cond, draws, config.diffusion).mean() / accumulation)
         engine.step(config.optim.lr)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
 
 from data.augment import AugmentConfig
 from data.dataset import NUM_IMAGES, ShardedDataset
@@ -36,6 +36,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
     num_workers: int = Field(4, ge=0, description="loader processes a rank; 0 loads in the training process")
     prefetch: int = Field(4, ge=1, description="micro-batches that each worker prepares ahead")
     shuffle_block: int = Field(16, ge=1, description="shards that are shuffled together")
+    crop_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="train on random crops of this (height, width), for networks that see no garment; null: whole"
+    )
     augment: AugmentConfig = AugmentConfig()
 
     def places(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from launch.findings import Finding
 from launch.gpus import GPU, find_gpu
 from launch.slurm_script import SlurmScript
-from model.parallel_unet import ParallelUNet
 from training.config import Config
 from training.fit import blank_inputs
 
@@ -32,8 +31,8 @@ class Speed(NamedTuple):
 def forward_flop(config: Config) -> float:
     """FLOP of one sample's forward pass, a multiply-add as two."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        x0, cond, draws = blank_inputs(config.model, config.diffusion, 1)
-        ParallelUNet(config.model)(x0, draws.t, cond)
+        x0, cond, draws = blank_inputs(config, 1)
+        config.model.build()(x0, draws.t, cond)
     return counter.get_total_flops()
 
 

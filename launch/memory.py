@@ -22,7 +22,6 @@ from launch.gpus import find_gpu
 from launch.levers import Levers, levers_for, pulled
 from launch.residents import host_bytes, resident_bytes, sizes_of, step_bytes
 from model.diffusion import diffusion_loss
-from model.parallel_unet import ParallelUNet
 from training.config import Config
 from training.engine import Autocast
 from training.fit import accumulation_of, blank_inputs
@@ -69,7 +68,7 @@ def micro_batch_bytes(config: Config, num: int, *, gpu: bool = True) -> int:
     compute in fp32 under autocast, as CUDA's do and the CPU's do not.
     """
     with torch.device("meta"):
-        net = ParallelUNet(config.model)
+        net = config.model.build()
     net.set_activation_checkpointing(config.engine.activation_checkpointing)
     net.set_lean_norms(config.engine.lean_norms)
     with FakeTensorMode():
@@ -88,7 +87,7 @@ def peak_of_step(net: Autocast, config: Config, num: int) -> int:
     peak = LivePeak()
     peak.watch(list(net.parameters()), counted=False)
     with peak:
-        x0, cond, draws = blank_inputs(config.model, config.diffusion, num)
+        x0, cond, draws = blank_inputs(config, num)
         diffusion_loss(net, x0, cond, draws, config.diffusion).mean().backward()
     return peak.peak
 

@@ -82,7 +82,7 @@ def dry_run(config: Config, num_ranks: int) -> None:
                 p.register_post_accumulate_grad_hook(lambda p, name=name, idle=idle: idle.discard(name))
             micro_batches = min(MICRO_BATCHES, config.train.accumulation)
             for micro in range(micro_batches):
-                x0, cond, draws = blank_inputs(small.model, small.diffusion, 1)
+                x0, cond, draws = blank_inputs(small, 1)
                 with engine.microbatch(last=micro == micro_batches - 1):
                     engine.backward(diffusion_loss(engine.net, x0, cond, draws, small.diffusion).mean())
             if idle:

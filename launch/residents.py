@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from model.parallel_unet import ParallelUNet
 from training.config import Config
 from training.engine import ZERO_BUCKET, ZERO_LIVE
 from training.fit import accumulation_of
@@ -30,7 +29,7 @@ class Sizes(NamedTuple):
 
 def sizes_of(config: Config) -> Sizes:
     with torch.device("meta"):
-        return Sizes(tuple(p.numel() for p in ParallelUNet(config.model).parameters()))
+        return Sizes(tuple(p.numel() for p in config.model.build().parameters()))
 
 
 def resident_bytes(config: Config, sizes: Sizes, num_ranks: int, gpu: bool = True) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.conditions import Conditions
 
 LOG_SNR_LIMIT = 15.0
+AUGMENTED = ("clothing_agnostic", "garment", "lowres")  # conditioning images, in the order of their noise levels
 Net = Callable[[Tensor, Tensor, Conditions], Tensor]
 
 
@@ -126,22 +127,25 @@ def augment_conditions(cond: Conditions, level: Tensor, noise: Tensor) -> Condit
         noisy = q_sample(image, level[:, i], noise[:, i], schedule)
         return torch.where((level[:, i] > 0).view(-1, 1, 1, 1), noisy, image)
 
-    return cond._replace(
-        clothing_agnostic=diffuse(cond.clothing_agnostic, 0),
-        garment=diffuse(cond.garment, 1),
-        lowres=None if cond.lowres is None else diffuse(cond.lowres, 2),
-        noise_aug_level=level,
-    )
+    present = [field for field in AUGMENTED if getattr(cond, field) is not None]
+    assert level.shape[1] == len(present), (level.shape, present)
+    noisy = {field: diffuse(getattr(cond, field), i) for i, field in enumerate(present)}
+    return cond._replace(noise_aug_level=level, **noisy)
 
 
-def lowres_of(x0: Tensor, factor: int = 2) -> Tensor:
+def lowres_of(x0: Tensor, factor: int) -> Tensor:
     """What the next stage gets instead of x0: downsampled with antialiasing, bilinearly upsampled.  -> (B, 3, H, W)
 
     In training the truth stands for the previous stage's result (Zhu et al. 2023, Sec. 3.1).
     """
     height, width = x0.shape[-2:]
     small = F.interpolate(x0, size=(height // factor, width // factor), mode="bilinear", antialias=True)
-    return F.interpolate(small, size=(height, width), mode="bilinear")
+    return upsample(small, (height, width))
+
+
+def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A stage's result as the low-resolution input of the next one, (B, 3, *size)."""
+    return F.interpolate(image, size=size, mode="bilinear")
 
 
 def diffusion_loss(net: Net, x0: Tensor, cond: Conditions, draws: Draws, config: DiffusionConfig) -> Tensor:

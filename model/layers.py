@@ -165,10 +165,18 @@ class CrossAttention(nn.Module):
         self.out = projection(channels, channels)
 
     def forward(self, x: Tensor, garment: Tensor) -> Tensor:
-        """x (B, C, H, W), garment (B, L, C) -> (B, C, H, W)"""
-        k, v = self.kv(garment).chunk(2, -1)  # (B, L, C) each
-        h = attend(self.q(to_tokens(self.norm(x))), k, v, self.heads)
-        return x + rearrange(self.out(h), "b (h w) c -> b c h w", h=x.shape[2])
+        """x (B, C, H, W), garment (N, L, C), N = B or B / 2 -> (B, C, H, W)
+
+        The samples beyond N have no garment.  Attention to tokens that are 0 answers the bias of v, whatever is asked.
+        """
+        num = len(garment)
+        k, v = self.kv(garment).chunk(2, -1)  # (N, L, C) each
+        h = attend(self.q(to_tokens(self.norm(x[:num]))), k, v, self.heads)
+        attended = x[:num] + rearrange(self.out(h), "b (h w) c -> b c h w", h=x.shape[2])
+        if num == len(x):
+            return attended
+        nothing = self.out(self.kv(torch.zeros_like(garment[:1, :1])).chunk(2, -1)[1])  # (1, 1, C)
+        return torch.cat([attended, x[num:] + rearrange(nothing, "b l c -> b c l 1")])
 
 
 class Downsample(nn.Conv2d):

@@ -4,23 +4,20 @@ Zhu et al. 2023 (arXiv 2306.08276), Sec. 3.2, Fig. 2 (128) and Fig. 8 (256).
 B batch, C channels, H W pixels, L tokens, D width of the conditioning, K keypoints, A conditioning images.
 """
 
-from collections.abc import Collection
 from itertools import pairwise
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.conditions import Conditions
+from model.conditions import Conditions, GarmentFeatures
 from model.layers import (
     POOL_HEADS,
     AttentionPool,
     CrossAttention,
     Downsample,
-    GroupNorm,
     LevelEmbedding,
     PoseTokens,
     ResBlock,
@@ -29,26 +26,24 @@ from model.layers import (
     group_norm,
     to_tokens,
 )
+from model.network import Block, Count, Levels, Network, NetworkConfig
 
-Count = Annotated[int, Field(ge=1)]
-Width = Annotated[int, Field(ge=4)]
 Level = Annotated[int, Field(ge=0)]
 
 
-class ParallelUNetConfig(BaseModel, extra="forbid", frozen=True):
+class ParallelUNetConfig(NetworkConfig):
     """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
 
-    image_size: tuple[Count, Count] | None = Field(
-        (128, 128), description="(height, width) in pixels; null: that of the training shards"
-    )
-    lowres: bool = Field(False, description="a low-resolution image is concatenated to zt (the 256 network)")
-    channels: tuple[Width, ...] = Field((128, 256, 512, 1024), min_length=1, description="features, finest level first")
+    network: Literal["parallel_unet"] = Field("parallel_unet", description="which network")
     num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="blocks a level of the person UNet, down and up")
     garment_num_blocks: tuple[Count, ...] | None = Field(
         None, description="blocks a level of the garment UNet, down and, where attended, up; null: as num_blocks"
     )
     attention_levels: tuple[Level, ...] = Field(
         (2, 3), min_length=1, description="levels with attention: indices into channels, a run that ends at the last"
+    )
+    garment_time: bool = Field(
+        True, description="the garment UNet is told t; false: it ignores t, and sampling evaluates it once an image"
     )
     head_dim: int = Field(64, ge=1, description="features of one attention head")
     emb_dim: int = Field(512, ge=POOL_HEADS, description="width of the pose tokens and of the FiLM embedding")
@@ -59,13 +54,19 @@ class ParallelUNetConfig(BaseModel, extra="forbid", frozen=True):
         return self.garment_num_blocks or self.num_blocks
 
     @property
-    def num_aug_levels(self) -> int:
-        """A: noise augmentation levels of agnostic, garment and, where there is one, lowres."""
-        return 3 if self.lowres else 2
+    def tries_on(self) -> bool:
+        return True
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+    def build(self) -> "ParallelUNet":
+        return ParallelUNet(self)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ParallelUNetConfig":
-        depth, stride = len(self.channels), 2 ** (len(self.channels) - 1)
+        depth, stride = len(self.channels), self.stride
         for key in ("num_blocks", "garment_num_blocks"):
             value = getattr(self, key)
             if value is not None and len(value) != depth:
@@ -110,7 +111,7 @@ class Context(NamedTuple):
     garment: dict[int, Tensor] | None = None  # level -> (B, HW, C) normalised tokens, for cross-attention
 
 
-class GarmentBlock(nn.Module):
+class GarmentBlock(Block):
     """FiLM and a residual block."""
 
     def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
@@ -122,7 +123,7 @@ class GarmentBlock(nn.Module):
         return self.res(x, context.emb)
 
 
-class PersonBlock(nn.Module):
+class PersonBlock(Block):
     """FiLM and a residual block; on attended levels self-attention with the poses and cross-attention follow."""
 
     def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
@@ -143,12 +144,11 @@ class PersonBlock(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Levels):
     """Levels from the finest to the coarsest: blocks, with a strided convolution in between."""
 
     def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], config: ParallelUNetConfig):
         super().__init__()
-        self.checkpointed: Collection[int] = ()  # levels
         self.down = nn.ModuleList(Downsample(c, c_next) for c, c_next in pairwise(config.channels))
         self.levels = nn.ModuleList(
             nn.ModuleList(block(c, c, level, config) for _ in range(num_blocks[level]))
@@ -162,17 +162,16 @@ class Encoder(nn.Module):
             x = self.down[level - 1](x) if level else x
             features.append([])
             for block in blocks:
-                x = run(block, x, context, level in self.checkpointed)
+                x = self.run(block, x, context, level)
                 features[-1].append(x)
         return features
 
 
-class Decoder(nn.Module):
+class Decoder(Levels):
     """Levels from the coarsest to `last`: every block is given the output of its own mirror block in the encoder."""
 
     def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], last: int, config: ParallelUNetConfig):
         super().__init__()
-        self.checkpointed: Collection[int] = ()  # levels
         channels = config.channels
         self.order = tuple(reversed(range(last, len(channels))))
         self.levels = nn.ModuleList(
@@ -187,16 +186,9 @@ class Decoder(nn.Module):
         for i, (level, blocks) in enumerate(zip(self.order, self.levels, strict=True)):
             x = self.up[i - 1](x) if i else x
             for block, skip in zip(blocks, reversed(features[level]), strict=True):
-                x = run(block, torch.cat([x, skip], 1), context, level in self.checkpointed)
+                x = self.run(block, torch.cat([x, skip], 1), context, level)
             outputs[level] = x
         return outputs
-
-
-def run(block: nn.Module, x: Tensor, context: Context, checkpointing: bool) -> Tensor:
-    """block(x, context), recomputed in the backward pass if checkpointing (Chen et al. 2016)."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
-    return block(x, context)
 
 
 class GarmentUNet(nn.Module):
@@ -219,7 +211,7 @@ class GarmentUNet(nn.Module):
         return down, up
 
 
-class ParallelUNet(nn.Module):
+class ParallelUNet(Network):
     """Predicts noise, v or x0 of zt from the try-on conditions (Zhu et al. 2023, Eq. 2).
 
     The reading of the paper that meets its parameter counts (1.13 B and 1.06 B): every up block has its own encoder
@@ -246,23 +238,6 @@ class ParallelUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def set_activation_checkpointing(self, levels: bool | Collection[int]) -> None:
-        """Keeps only the inputs of these levels' blocks for the backward pass and computes the rest again.
-
-        0 is the finest level; true: all of them.
-        """
-        there = range(len(self.config.channels))
-        levels = (there if levels else ()) if isinstance(levels, bool) else levels
-        assert set(levels) <= set(there), levels
-        for part in (self.encoder, self.decoder, self.garment_unet.encoder, self.garment_unet.decoder):
-            part.checkpointed = levels
-
-    def set_lean_norms(self, lean: bool) -> None:
-        """Whether group norms read and write the precision of computation instead of fp32 (see GroupNorm)."""
-        for module in self.modules():
-            if isinstance(module, GroupNorm):
-                module.lean = lean
-
     def embed(self, t: Tensor, cond: Conditions) -> Context:
         """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""
         person, garment = self.person_tokens(cond.person_pose), self.garment_tokens(cond.garment_pose)
@@ -271,23 +246,38 @@ class ParallelUNet(nn.Module):
         return Context(F.silu(emb), torch.cat([person, garment], 1))
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The prediction, (B, 3, H, W).  zt (B, 3, H, W); t (B,) in [0, 1].
+        """The prediction, (B, 3, H, W), or (2B, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].
 
         ValueError if cond has a lowres image and the config none, or the reverse.
         """
-        images = [zt, cond.clothing_agnostic]
-        if self.config.lowres:
-            if cond.lowres is None:
-                raise ValueError("Conditions.lowres is missing: give the previous stage's image, or set lowres: false")
-            images.append(cond.lowres)
-        elif cond.lowres is not None:
+        if self.config.lowres and cond.lowres is None:
+            raise ValueError("Conditions.lowres is missing: give the previous stage's image, or set lowres: false")
+        if cond.lowres is not None and not self.config.lowres:
             raise ValueError("Conditions.lowres is given, but the network has lowres: false; set it to true")
         assert cond.noise_aug_level.shape[1] == self.config.num_aug_levels, cond.noise_aug_level.shape
 
-        dtype = self.stem.weight.dtype
+        garment_down, garment_up = cond.garment_features or self.garment_features_of(t, cond)  # {level: (B, L, C)}
+        if cond.with_null:  # B is twice as many from here on; the garment's tokens stay B / 2
+            zt, t, cond = torch.cat([zt, zt]), torch.cat([t, t]), cond.followed_by_null()
         context = self.embed(t, cond)
-        garment_down, garment_up = self.garment_unet(cond.garment.to(dtype), context)  # {level: (B, L, C)}
-        x = self.stem(torch.cat(images, 1).to(dtype))  # (B, C0, H, W)
+        images = [zt, cond.clothing_agnostic] + ([cond.lowres] if self.config.lowres else [])
+        x = self.stem(torch.cat(images, 1).to(self.stem.weight.dtype))  # (B, C0, H, W)
         features = self.encoder(x, context._replace(garment=garment_down))  # [level][block]
         x = self.decoder(features, context._replace(garment=garment_up))[0]  # (B, C0, H, W)
         return self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)
+
+    def garment_features_of(self, t: Tensor, cond: Conditions) -> GarmentFeatures:
+        """What the person's blocks attend to, 0 where cond drops the garment."""
+        if not self.config.garment_time:
+            t = torch.zeros_like(t)
+        tokens = self.garment_unet(cond.garment.to(self.stem.weight.dtype), self.embed(t, cond))
+        if cond.keep is None:
+            return tokens
+        keep = cond.keep.view(-1, 1, 1)
+        return tuple({level: value * keep.to(value.dtype) for level, value in part.items()} for part in tokens)
+
+    def remember(self, cond: Conditions) -> Conditions:
+        """With the garment's tokens, where they do not depend on t."""
+        if self.config.garment_time:
+            return cond
+        return cond._replace(garment_features=self.garment_features_of(cond.noise_aug_level[:, 0], cond))

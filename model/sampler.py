@@ -45,8 +45,7 @@ def guided(net: Net, zt: Tensor, t: Tensor, cond: Conditions, guidance_scale: fl
     """
     if guidance_scale == 1:
         return net(zt, t, cond).float()
-    both = Conditions(*(None if c is None else torch.cat([c, n]) for c, n in zip(cond, cond.null(), strict=True)))
-    conditional, unconditional = net(torch.cat([zt, zt]), torch.cat([t, t]), both).float().chunk(2)
+    conditional, unconditional = net(zt, t, cond._replace(with_null=True)).float().chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
 
 

@@ -42,7 +42,7 @@ def drop_gradient(p):
     p.grad = None
 
 def step(net, config, num):
-    x0, cond, draws = blank_inputs(config.model, config.diffusion, num)
+    x0, cond, draws = blank_inputs(config, num)
     diffusion_loss(net, x0, cond, draws, config.diffusion).mean().backward()
 
 torch.set_num_threads(1)
@@ -182,7 +182,7 @@ def test_ddp_keeps_its_gradients_once():
         engine = DDP(config.model, config.engine, config.optim, config.seed)
         buckets = {p.grad.untyped_storage().data_ptr() for p in engine.parameters}
         for _ in range(2):
-            x0, cond, draws = blank_inputs(config.model, config.diffusion, 1)
+            x0, cond, draws = blank_inputs(config, 1)
             with engine.microbatch(last=False):
                 engine.backward(diffusion_loss(engine.net, x0, cond, draws, config.diffusion).mean())
             assert {p.grad.untyped_storage().data_ptr() for p in engine.parameters} == buckets and len(buckets) < 5

@@ -371,3 +371,24 @@ def test_residual_blocks_start_as_identity():
 def test_config_says_what_is_wrong(change, message):
     with pytest.raises(ValidationError, match=message):
         ParallelUNetConfig(**change)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_SR], ids=["base_unet", "sr_unet"])
+@pytest.mark.parametrize("garment_time", [True, False])
+def test_both_branches_of_guidance_share_one_garment_pass(config, garment_time):
+    config = config.model_copy(update={"garment_time": garment_time})
+    net = network(config)
+    zt, t, cond = inputs(config)
+    passes = []
+    net.garment_unet.register_forward_hook(lambda module, args, result: passes.append(len(args[0])))
+    with torch.no_grad():
+        apart = torch.cat([net(zt, t, cond), net(zt, t, cond.null())])
+        assert passes == [2, 2]
+        known = net.remember(cond)
+        together = net(zt, t, known._replace(with_null=True))
+        assert passes == [2, 2, 2]
+        again = net(zt, 0.5 * t, known._replace(with_null=True))
+        assert passes == [2, 2, 2] + [2] * garment_time
+        assert torch.allclose(together, apart, atol=1e-5)
+        assert torch.allclose(again, torch.cat([net(zt, 0.5 * t, cond), net(zt, 0.5 * t, cond.null())]), atol=1e-5)
+        assert not torch.allclose(together[:2], together[2:], atol=1e-2)

@@ -63,6 +63,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """(height, width) of what training sees."""
+        return self.data.crop_size or self.model.image_size
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         engine, train, depth = self.engine, self.train, len(self.model.channels)

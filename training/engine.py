@@ -22,7 +22,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from model.conditions import Conditions
-from model.parallel_unet import ParallelUNet, ParallelUNetConfig
+from model.network import Network, NetworkConfig
 from training.checkpoint import Tensors
 from training.distributed import get_rank, local_rank, num_ranks, wrap_ddp
 from training.optim import MOMENTS, OptimConfig, load_moments, make_optimizer, moment_of
@@ -81,13 +81,20 @@ class Autocast(nn.Module):
     Autocast opens inside forward: nn.DataParallel's threads know whether it is on, but not its type.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str):
+    def __init__(self, model: Network, device: torch.device, precision: str):
         super().__init__()
         self.model, self.device_type, self.dtype = model, device.type, DTYPES[precision]
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self._autocast():
             return self.model(zt, t, cond)
+
+    def remember(self, cond: Conditions) -> Conditions:
+        with self._autocast():
+            return self.model.remember(cond)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
 def pick_device(name: str, precision: str = "fp32") -> torch.device:
@@ -116,7 +123,7 @@ class SingleDevice:
         """Devices that share a global batch."""
         return 1
 
-    def __init__(self, model: ParallelUNetConfig, engine: EngineConfig, optim: OptimConfig, seed: int):
+    def __init__(self, model: NetworkConfig, engine: EngineConfig, optim: OptimConfig, seed: int):
         self.device = pick_device(engine.device)
         self.config, self.clip_grad_norm = engine, optim.clip_grad_norm
         self._set_backends()
@@ -136,9 +143,9 @@ class SingleDevice:
         self.local_net = Autocast(self.model, self.device, engine.precision)  # ranks may call it unevenly
         self.net = self.wrap(self.local_net)  # what diffusion_loss calls
 
-    def build(self, model: ParallelUNetConfig) -> ParallelUNet:
+    def build(self, model: NetworkConfig) -> Network:
         """The network, on its device."""
-        net = ParallelUNet(model).to(self.device)
+        net = model.build().to(self.device)
         if self.config.channels_last and self.device.type == "cuda":
             net.to(memory_format=torch.channels_last)
         return net

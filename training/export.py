@@ -48,12 +48,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from model.parallel_unet import ParallelUNet
 from training.config import read_config
 
 folder = Path("FOLDER")
 config = read_config(folder / "config.yaml")
-net = ParallelUNet(config.model)
+net = config.model.build()
 net.load_state_dict(load_file(folder / "model.safetensors"))
 ```
 

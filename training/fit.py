@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.schema import JOINTS
 from model.conditions import Conditions
-from model.diffusion import DiffusionConfig, Draws, diffusion_loss
-from model.parallel_unet import ParallelUNetConfig
+from model.diffusion import Draws, diffusion_loss
 from training.config import Config
 from training.distributed import Agreed, Passing, all_gather, get_rank, on_main
 from training.engine import SingleDevice
@@ -141,26 +141,23 @@ def _two_passes(engine: SingleDevice, config: Config, num: int) -> None:
     reserved = reserved_moments(engine.optimizer)
     for _ in range(2):
         with torch.device(engine.device):
-            x0, cond, draws = blank_inputs(config.model, config.diffusion, num)
+            x0, cond, draws = blank_inputs(config, num)
         with engine.microbatch(last=False):
             engine.backward(diffusion_loss(engine.net, x0, cond, draws, config.diffusion).mean())
     del reserved
 
 
-def blank_inputs(model: ParallelUNetConfig, diffusion: DiffusionConfig, num: int) -> tuple[Tensor, Conditions, Draws]:
+def blank_inputs(config: Config, num: int) -> tuple[Tensor, Conditions, Draws]:
     """x0, conditions and draws of a micro-batch of zeros, (B, ...), as the loop gives them to the loss."""
-    image, num_levels = (3, *model.image_size), model.num_aug_levels
-    noise_aug = (num_levels, *image) if diffusion.noise_aug_max > 0 else (num_levels, 1, 1, 1)
-    cond = Conditions(
-        torch.zeros(num, *image), torch.zeros(num, *image), torch.zeros(num, model.num_keypoints, 3),
-        torch.zeros(num, model.num_keypoints, 3), torch.zeros(num, num_levels),
-        torch.zeros(num, *image) if model.lowres else None,
-    )  # fmt: skip
-    draws = Draws(
-        torch.zeros(num) + 0.5, torch.zeros(num, *image), torch.ones(num), torch.zeros(num, num_levels),
-        torch.zeros(num, *noise_aug),
-    )  # fmt: skip
-    return torch.zeros(num, *image), cond, draws
+    model, size = config.model, config.training_size
+    noise_aug = (3, *size) if config.diffusion.noise_aug_max > 0 else (1, 1, 1)
+    x0, noise, *images = (torch.zeros(num, 3, *size) for _ in range(4))
+    poses = [torch.zeros(num, len(JOINTS), 3) for _ in range(2)]
+    told = [*images, *poses] if model.tries_on else [None] * 4
+    lowres = torch.zeros(num, 3, *size) if model.lowres else None
+    cond = Conditions(*told, torch.zeros(num, model.num_aug_levels), lowres)
+    level, aug = torch.zeros(num, model.num_aug_levels), torch.zeros(num, model.num_aug_levels, *noise_aug)
+    return x0, cond, Draws(torch.zeros(num) + 0.5, noise, torch.ones(num), level, aug)
 
 
 def _made_for(config: Config, engine: SingleDevice) -> str:

@@ -14,6 +14,7 @@ from data.dataset import BadSample, ShardedDataset
 from data.loader import collate
 from data.schema import IMAGES, JOINTS, POSES, Sample
 from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
+from model.network import NetworkConfig
 from model.sampler import SamplerConfig, sample
 from training.batch import clean_conditions, to_device
 from training.distributed import all_gather, all_reduce_sum, get_rank, num_ranks
@@ -22,8 +23,8 @@ from training.draws import SamplingNoise, TrainingDraws
 
 @torch.no_grad()
 def validation_loss(
-    net: Net, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int, device: torch.device,
-    even: bool = False,
+    net: Net, model: NetworkConfig, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int,
+    device: torch.device, even: bool = False,
 ) -> tuple[float, int]:  # fmt: skip
     """The mean loss of the first `num` held-out samples, whose noise, t and drops never change; and how many of them
     are broken and left out."""
@@ -41,7 +42,7 @@ def validation_loss(
             positions, samples = [0], [_blank(dataset.image_size)]
         batch = to_device(collate(positions, samples, [draws(i) for i in positions]), device)
         x0 = to_unit_range(batch.person)
-        cond = clean_conditions(batch, x0, draws.num_aug_levels == 3)
+        cond = clean_conditions(batch, x0, model)
         loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)[:counted]
         total += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
     loss_sum, count = all_reduce_sum(total).tolist()
@@ -49,12 +50,12 @@ def validation_loss(
 
 
 def try_on(
-    net: Net, samples: list[Sample], positions: list[int], *, lowres: bool, diffusion: DiffusionConfig,
+    net: Net, samples: list[Sample], positions: list[int], *, model: NetworkConfig, diffusion: DiffusionConfig,
     sampler: SamplerConfig, seed: int, device: torch.device,
 ) -> list[np.ndarray]:  # fmt: skip
     """A sampled image (H, W, 3) uint8 for each sample; sample i is drawn from the stream (seed, positions[i])."""
     batch = to_device(collate(positions, samples, [_Nothing()] * len(samples)), device)
-    cond = clean_conditions(batch, to_unit_range(batch.person), lowres)
+    cond = clean_conditions(batch, to_unit_range(batch.person), model)
     noise = SamplingNoise(seed, positions, samples[0].person.shape[:2], device)
     images = to_uint8(sample(net, cond, noise, diffusion, sampler))
     return list(images.permute(0, 2, 3, 1).cpu().numpy())

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from model.diffusion import Net
-from model.parallel_unet import ParallelUNet
 from training import checkpoint
 from training.config import Config, read_config
 from training.distributed import agreed, say
@@ -32,7 +31,7 @@ def load_net(run_dir: Path, config: Config, weights: str = "ema") -> tuple[Net, 
     with agreed():
         path = Path(weights) if weights.endswith(".safetensors") else _file_of(run_dir, weights)
         say(f"sampling with {path}")
-        model = ParallelUNet(config.model)
+        model = config.model.build()
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         with checkpoint.open_tensors(path.parent, path.stem, shapes) as get:
             model.load_state_dict({name: get(name) for name in shapes})

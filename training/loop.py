@@ -73,7 +73,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         with pulse("memory"):
             accumulation = fit_micro_batch(engine, config, run_dir)
         guards.enter_context(out_of_memory_told(engine, config, run_dir, accumulation))
-        draws = TrainingDraws(config.seed, config.model.image_size, config.model.num_aug_levels, config.diffusion)
+        draws = TrainingDraws(config.seed, config.training_size, config.model.num_aug_levels, config.diffusion)
         layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, accumulation)
         log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
         for message in told:
@@ -98,7 +98,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                     with pulse("forward"):
                         batch = to_device(batch, engine.device)
                         x0 = to_unit_range(batch.person)
-                        cond = clean_conditions(batch, x0, config.model.lowres)
+                        cond = clean_conditions(batch, x0, config.model)
                         loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion)
                     with pulse("all-reduce" if last else "backward"):
                         engine.backward(loss.mean() / layout.num_micro_batches)
@@ -132,8 +132,8 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
             if held_out and not report.hurry and (state.step % config.log.validate_every == 0 or finished):
                 with ema.applied(), meter.paused("validation"), needs_memory("the validation"):
                     value, broken = validation_loss(
-                        engine.local_net, held_out, draws, config.log.num_validation, layout.micro_batch, engine.device,
-                        engine.sharded,
+                        engine.local_net, config.model, held_out, draws, config.log.num_validation, layout.micro_batch,
+                        engine.device, engine.sharded,
                     )  # fmt: skip
                 log.scalars(state.step, {"validation/loss": value})
                 without = f" without {broken} broken samples, named in the ranks' logs" if broken else ""
@@ -227,7 +227,7 @@ def _log_preview(
 ) -> None:
     sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
     samples, results = preview(
-        engine.local_net, dataset, config.log.num_previews, lowres=config.model.lowres, diffusion=config.diffusion,
+        engine.local_net, dataset, config.log.num_previews, model=config.model, diffusion=config.diffusion,
         sampler=sampler, seed=config.seed, device=engine.device, even=engine.sharded,
     )  # fmt: skip
     if samples:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from model.parallel_unet import GarmentBlock, ParallelUNet, ParallelUNetConfig, PersonBlock
+from model.network import Block, Network, NetworkConfig
 from training.distributed import all_gather_flat, get_rank, num_ranks
 from training.engine import MOMENTS, ZERO_BUCKET, ZERO_LIVE, SingleDevice
 
@@ -158,15 +158,15 @@ class ZeRO3(ZeRO):
 
     sharded = True
 
-    def build(self, model: ParallelUNetConfig) -> ParallelUNet:
+    def build(self, model: NetworkConfig) -> Network:
         """Each block is shared out once it is drawn: no rank ever holds more than one whole."""
-        with self._sharing_out(PersonBlock, GarmentBlock):
-            return ParallelUNet(model)
+        with self._sharing_out():
+            return model.build()
 
     @contextmanager
-    def _sharing_out(self, *kinds: type[nn.Module]) -> Iterator[None]:
+    def _sharing_out(self) -> Iterator[None]:
         def share_out(parent: nn.Module, name: str, child: nn.Module) -> None:
-            if isinstance(child, kinds):
+            if isinstance(child, Block):
                 deepspeed.zero.Init(module=child, config_dict_or_path=self.settings(), dtype=torch.float32)
 
         hook = register_module_module_registration_hook(share_out)
