@@ -1,115 +1,225 @@
-"""Try-on images from a run folder: python sample.py RUN_DIR [key=value ...], or under torchrun on many devices.
+"""Try-on images: python sample.py RUN_OR_CASCADE [RUN ...] [key=value ...], or under torchrun on many devices.
 
-Writes OUT/KEY.png for every pair, and OUT/sheet.png with the first of them beside their inputs.
+The stages are run folders, exported folders, or the folders in one folder.  Pairs come from shards:
+    python sample.py runs/cascade --unpaired --pairs 200 sampler.num_steps=20
+every person in every garment, of shards or of photographs:
+    python sample.py runs/cascade --grid 8x5
+    python sample.py runs/cascade --person anna.jpg ben.jpg --garment shirt.jpg
+Writes OUT/KEY.png for every pair, and OUT/sheet.png with the first of them beside their inputs.  The same command
+continues: what is drawn already stays as it is.
 """
 
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from data.dataset import ShardedDataset
+from data.agnostic import RULES
+from data.parts import LABEL_MAPS
 from data.prepare import count, seed
-from data.schema import Sample
-from data.shards import escape_key
-from training.config import Config
-from training.distributed import agreed, get_rank, num_ranks, on_main, process_group, say, under_torchrun
+from model.cascade import between
+from sampling.devices import Replicas, pick_devices
+from sampling.drawing import draw_all, write_animation, write_sheet
+from sampling.inputs import ImagesAlone, Inputs, Lowres, ShardPairs, own_size
+from sampling.outputs import FORMATS, SUFFIXES, Files, Output, Shards, about, claim, make_folder
+from sampling.photos import KINDS, Shot, pairs_of_photos
+from sampling.sheets import ANIMATIONS
+from sampling.stages import Trained, find_stages, weights_of
+from training.distributed import agreed, on_main, process_group, say, under_torchrun
 from training.exits import run
-from training.held_out import try_on
-from training.inference import load_net, read_run
-from training.sheet import contact_sheet
 
 
 def main() -> None:
     args = parser().parse_intermixed_args()
-    config = read_run(args.run_dir, ["engine.device=auto", *args.overrides])
-    out = args.out or args.run_dir / ("samples_unpaired" if args.unpaired else "samples")
-    with process_group(config.distributed) if under_torchrun() else nullcontext():
-        if not (args.shards or config.data.val_shards):
-            say("note: the run has no data.val_shards; sampling pairs it was trained on")
-        if config.model.lowres:
-            say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
+    places, overrides = split(args.words)
+    stages = between(find_stages(places, overrides), args.start, args.stop)
+    with process_group(stages[0].config.distributed) if under_torchrun() else nullcontext():
         with agreed():
-            shards = args.shards or config.data.val_shards or config.data.places()[0]
-            pairs = Pairs(shards, args.pairs, args.unpaired, config)
+            check(args)
+            devices = pick_devices(stages, args.dp)
+            inputs, lowres, grid = open_inputs(args, stages)
+            out = args.out or default_out(args, places)
             make_folder(out)
-        sample_pairs(pairs, args, config, out)
-        on_main(lambda: write_sheet(pairs, out, args.rows))
+        replicas = Replicas(stages, weights_of(args.weights, stages), devices, args.one_at_a_time)
+        with agreed():
+            output = open_output(args, stages, inputs, out)
+        form = {"format": args.format, "all_stages": args.all_stages, "quality": args.quality}
+        form |= {"pairs": inputs.num} if args.format == "webdataset" else {}
+        given = inputs.about | (lowres.about if lowres else {})
+        facts = about(stages, replicas.crcs, args.seed, given, form)
+        on_main(lambda: claim(out, output, inputs.num, facts, args.overwrite))
+        drawn = draw_all(replicas, stages, inputs, lowres, output, args.batch, args.seed)
+        size = max((stage.config.model.image_size for stage in stages if stage.config.model.tries_on), default=None)
+        on_main(lambda: write_sheet(out / "sheet.png", inputs, lowres, output, size, args.rows, grid))
+        if args.animation:
+            path = out / f"animation.{args.animation}"
+            on_main(lambda: write_animation(path, replicas, stages, inputs, lowres, args.rows, args.seed))
+        say(f"{out}: {inputs.num} images, {drawn} of them new, and sheet.png")
 
 
-class Pairs:
-    """The first `num` pairs of a shard folder; unpaired, each person gets the garment of the next."""
-
-    def __init__(self, shards: str, num: int, unpaired: bool, config: Config):
-        self.dataset = ShardedDataset(shards)
-        self.unpaired = unpaired  # garments are exchanged here
-        self.truth = self.dataset.paired and not unpaired
-        self.num = min(num, len(self.dataset))
-        if self.dataset.image_size != config.model.image_size:
-            have, want = ("x".join(map(str, size)) for size in (self.dataset.image_size, config.model.image_size))
-            raise ValueError(f"{shards}: images of {have}, this run's are {want}; prepare shards with --size {want}")
-        if unpaired and self.num < 2:
-            raise ValueError(f"--unpaired: needs at least two pairs to exchange garments, {shards} gives one")
-
-    def __getitem__(self, i: int) -> Sample:
-        sample = self.dataset.read(i)
-        if not self.unpaired:
-            return sample
-        other = self.dataset.read((i + 1) % self.num)
-        key = f"{sample.key}__{other.key}"
-        return sample._replace(key=key, garment=other.garment, garment_pose=other.garment_pose)
+def split(words: list[str]) -> tuple[list[Path], list[str]]:
+    """(folders, key=value overrides)"""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    places = [Path(word) for word in words if word not in overrides]
+    if not places:
+        raise ValueError("no folder named: python sample.py RUN_OR_CASCADE [RUN ...] [key=value ...]")
+    return places, overrides
 
 
-def sample_pairs(pairs: Pairs, args: argparse.Namespace, config: Config, out: Path) -> None:
-    """Every rank samples every num_ranks-th pair; a picture does not depend on how they are shared out."""
-    net, device = load_net(args.run_dir, config, args.weights)
-    mine = list(range(get_rank(), pairs.num, num_ranks()))
-    chunks = [mine[start : start + args.batch] for start in range(0, len(mine), args.batch)]
-    for ids in tqdm(chunks, desc="sampling", unit="batch", disable=None):
-        samples = [pairs[i] for i in ids]
-        images = try_on(
-            net, samples, ids, model=config.model, diffusion=config.diffusion, sampler=config.sampler,
-            seed=args.seed, device=device,
-        )  # fmt: skip
-        for sample, image in zip(samples, images, strict=True):
-            Image.fromarray(image).save(picture(out, sample))
-    with agreed():  # all ranks have written theirs
-        pass
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that do not go together."""
+    together = [
+        ("--person", bool(args.person), "--garment", bool(args.garment)),
+        ("--person-parse", bool(args.person_parse), "--label-map", args.label_map is not None),
+    ]
+    for one, has_one, other, has_other in together:
+        if has_one != has_other:
+            raise ValueError(f"{one} and {other} belong together; give both, or neither")
+    apart = [
+        ("--person", bool(args.person), "--shards", bool(args.shards)),
+        ("--person", bool(args.person), "--unpaired", args.unpaired),
+        ("--grid", args.grid is not None, "--unpaired", args.unpaired),
+    ]
+    for one, has_one, other, has_other in apart:
+        if has_one and has_other:
+            raise ValueError(f"{one} and {other} exclude each other; leave one out")
+    for option in ("person_pose", "person_parse", "garment_mask", "garment_pose"):
+        files, of = getattr(args, option), option.split("_")[0]
+        if files and len(files) != len(getattr(args, of) or ()):
+            raise ValueError(f"--{option.replace('_', '-')}: {len(files)} files; give one for each --{of}")
 
 
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error}); choose another folder") from error
+def open_inputs(
+    args: argparse.Namespace, stages: list[Trained]
+) -> tuple[Inputs, Lowres | None, tuple[int, int] | None]:
+    """The pairs, the first stage's low-resolution input where it wants one, and (persons, garments) of a grid."""
+    first, grid = stages[0], args.grid
+    sizes = [stage.config.model.image_size for stage in stages if stage.config.model.tries_on]
+    wants_image = first.config.model.lowres
+    if args.image and not wants_image:
+        raise ValueError(f"--image: {first.name} makes images from noise; start at a later stage with --start")
+    if args.person:
+        inputs, grid = open_photos(args)
+    elif sizes or not args.image:
+        sizes = sizes + ([own_size(first)] if wants_image and not args.image else [])
+        # The largest stage that tries on was trained on shards that serve the smaller ones too.
+        data = [stage.config.data for stage in reversed(stages) if stage.config.model.tries_on] or [first.config.data]
+        held_out = args.shards or next((each.val_shards for each in data if each.val_shards), None)
+        if not held_out:
+            say("note: the run has no data.val_shards; sampling pairs it was trained on")
+        shards = held_out or data[0].places()[0]
+        num = min(args.pairs, len(args.image)) if args.image else args.pairs
+        inputs = ShardPairs(shards, sizes, num, args.unpaired, grid)
+    else:
+        inputs = ImagesAlone(args.image)
+    if wants_image and not args.image:
+        say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
+    return inputs, Lowres(first, inputs, args.image) if wants_image else None, grid
 
 
-def picture(out: Path, sample: Sample) -> Path:
-    return out / f"{escape_key(sample.key)}.png"
+def open_photos(args: argparse.Namespace) -> tuple[Inputs, tuple[int, int] | None]:
+    persons, garments = args.person, args.garment
+    if args.grid:
+        have = len(persons), len(garments)
+        if have[0] < args.grid[0] or have[1] < args.grid[1]:
+            raise ValueError(
+                f"--grid {args.grid[0]}x{args.grid[1]}: {have[0]} persons and {have[1]} garments are given"
+            )
+        persons, garments = persons[: args.grid[0]], garments[: args.grid[1]]
+
+    def each(files: list[Path] | None, i: int) -> Path | None:
+        return files[i] if files else None
+
+    inputs, notes = pairs_of_photos(
+        [
+            Shot(person, pose=each(args.person_pose, i), parse=each(args.person_parse, i), labels=args.label_map)
+            for i, person in enumerate(persons)
+        ],
+        [
+            Shot(garment, pose=each(args.garment_pose, i), mask=each(args.garment_mask, i))
+            for i, garment in enumerate(garments)
+        ],
+        args.garment_kind,
+        crop=args.crop,
+        rule=args.rule,
+    )
+    for note in notes:
+        say(f"note: {note}")
+    return inputs, (len(persons), len(garments)) if inputs.num > 1 else None
 
 
-def write_sheet(pairs: Pairs, out: Path, rows: int) -> None:
-    samples = [pairs[i] for i in range(min(rows, pairs.num))]
-    results = [np.asarray(Image.open(picture(out, sample))) for sample in samples]
-    Image.fromarray(contact_sheet(samples, results, paired=pairs.truth)).save(out / "sheet.png")
-    print(f"{out}: {pairs.num} images and sheet.png")
+def open_output(args: argparse.Namespace, stages: list[Trained], inputs: Inputs, out: Path) -> Output:
+    names = [stage.name for stage in (stages if args.all_stages else stages[-1:])]
+    if args.format == "webdataset":
+        return Shards(out, inputs.key, names)
+    return Files(out, inputs.key, names, SUFFIXES[args.format], args.quality)
+
+
+def default_out(args: argparse.Namespace, places: list[Path]) -> Path:
+    name = "samples" if len(places) == 1 else "samples_cascade"
+    name += "_unpaired" if args.unpaired else "_photos" if args.person else "_grid" if args.grid else ""
+    return places[-1] / name
+
+
+def grid_size(text: str) -> tuple[int, int]:
+    """'8x5' -> (8, 5)"""
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected PERSONSxGARMENTS, e.g. 8x5")
+    return int(sides[0]), int(sides[1])
+
+
+def quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 100")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that training made")
-    result.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sampler.num_steps=64")
-    result.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
-    result.add_argument("--pairs", type=count, default=64, help="the first so many pairs [64]")
-    result.add_argument("--unpaired", action="store_true", help="give every person the garment of the next pair")
-    result.add_argument("--out", type=Path, help="[RUN_DIR/samples or RUN_DIR/samples_unpaired]")
-    result.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")
-    result.add_argument("--rows", type=count, default=8, help="pairs on the contact sheet [8]")
-    result.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
-    result.add_argument("--weights", default="ema", help="a file of the checkpoint, or any FILE.safetensors [ema]")
+    result = argparse.ArgumentParser(
+        usage="%(prog)s RUN_OR_CASCADE [RUN ...] [key=value ...] [options]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    result.add_argument(
+        "words", nargs="*", metavar="RUN_OR_CASCADE | key=value",
+        help="folders; sampler.num_steps=20 is for all stages, sr_unet.sampler.num_steps=20 for the folder sr_unet",
+    )  # fmt: skip
+    what = result.add_argument_group("what is drawn")
+    what.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
+    what.add_argument("--pairs", type=count, default=64, help="the first so many pairs [64]")
+    what.add_argument("--unpaired", action="store_true", help="give every person the garment of the next pair")
+    what.add_argument("--grid", type=grid_size, metavar="8x5", help="8 persons, each in 5 garments")
+    photos = result.add_argument_group("photographs, prepared as data.prepare does it: every person in every garment")
+    files = {"type": Path, "nargs": "+", "metavar": "FILE"}
+    photos.add_argument("--person", **files, help="from head to hips, upright")
+    photos.add_argument("--garment", **files, help="a transparent PNG is a garment cut out already")
+    photos.add_argument("--garment-kind", choices=KINDS, default="worn", help="by somebody, or lying flat [worn]")
+    photos.add_argument("--crop", action="store_true", help="crop each photograph to its person [the whole is shown]")
+    photos.add_argument("--rule", choices=RULES, default="paper", help="what of the person is masked [paper]")
+    photos.add_argument("--person-pose", **files, help="JSON of OpenPose and others [estimated]")
+    photos.add_argument("--person-parse", **files, help="parse maps [estimated]")
+    photos.add_argument("--label-map", help=f"of the parse maps: {', '.join(LABEL_MAPS)}, or a file")
+    photos.add_argument("--garment-pose", **files, help="the wearer's [estimated]")
+    photos.add_argument("--garment-mask", **files, help="white where the garment is [estimated]")
+    how = result.add_argument_group("how")
+    how.add_argument("--start", metavar="STAGE", help="begin at this stage")
+    how.add_argument("--image", **files, help="what it shall sharpen, one for each pair [the persons' pictures]")
+    how.add_argument("--stop", metavar="STAGE", help="end with this stage")
+    how.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
+    how.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")
+    how.add_argument("--dp", action="store_true", help="one process, a replica on each GPU; torchrun is faster")
+    how.add_argument("--one-at-a-time", action="store_true", help="keep only the network that runs on the GPU")
+    how.add_argument(
+        "--weights", action="append", default=[], metavar="[STAGE=]NAME",
+        help="a file of the checkpoint, or any FILE.safetensors [ema]",
+    )  # fmt: skip
+    where = result.add_argument_group("what is written")
+    where.add_argument("--out", type=Path, help="[samples, samples_unpaired, ... in the last folder named]")
+    where.add_argument("--format", choices=FORMATS, default="png", help="webdataset: tar shards of PNG [png]")
+    where.add_argument("--quality", type=quality, default=95, help="of JPEG [95]")
+    where.add_argument("--all-stages", action="store_true", help="write every stage's images, in OUT/STAGE/")
+    where.add_argument("--rows", type=count, default=8, help="pairs on the contact sheet, and in the animation [8]")
+    where.add_argument("--animation", choices=ANIMATIONS, help="OUT/animation.*: the denoising of the first pairs")
+    where.add_argument("--overwrite", action="store_true", help="draw anew what other options have drawn into OUT")
     return result
 
 

@@ -187,6 +187,8 @@ def recolor(image: np.ndarray, matrix: tuple[float, ...], keep_gray: bool = Fals
 
     keep_gray: gray areas stay as they are, to the bit: they are no colour, but say that nothing is there.
     """
+    if not image.size:  # one that the stage has no use for
+        return image
     before = Image.fromarray(image)
     after = before.convert("RGB", matrix)
     return np.asarray(Image.composite(after, before, content(before)) if keep_gray else after)

@@ -19,6 +19,7 @@ from data.sources import OPEN_SHARDS, Remote, open_source
 
 RESIZES = ("none", "lanczos", "dct")
 NUM_IMAGES = len(IMAGES)
+EMPTY = np.zeros((0, 0, 3), np.uint8)  # an image that is not decoded
 
 
 class BadSample(ValueError):
@@ -54,19 +55,20 @@ class ShardedDataset:
     Opening it costs one small file, whatever the number of samples; the index rows are memory-mapped, so that all
     workers and ranks of a host share them in the page cache.  With a size, samples of another size are resized as
     python -m data.prepare does it (resize="lanczos"), or from what libjpeg decodes at a fraction of the size ("dct").
+    Of its images only the first num_images are decoded: 1 is the person alone.
     Raises ValueError when the folder or its index is missing, or, if it is checked, a shard is not as the index says.
     """
 
     def __init__(
         self, folder: str | Path, *, size: tuple[int, int] | None = None, resize: str = "none",
-        cache: Path | None = None, cache_gb: float = 100, checked: bool = True,
+        cache: Path | None = None, cache_gb: float = 100, checked: bool = True, num_images: int = NUM_IMAGES,
     ):  # fmt: skip
         self.source = open_source(folder, cache, cache_gb)
         self.folder = str(folder).rstrip("/")
         about = _read_about(self.source, self.folder)
         self.stored_size, self.paired = about.image_size, about.paired
         self.image_size = self.stored_size if size is None or resize == "none" else tuple(size)
-        self.resize = resize
+        self.resize, self.num_images = resize, num_images
         self.shards = about.shards
         self.shard_sizes = [shard.samples for shard in about.shards]
         self.first_id = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
@@ -139,7 +141,7 @@ class ShardedDataset:
         values = []
         for i, member in enumerate(members):
             try:
-                values.append(self._image(member, out[i]) if i < NUM_IMAGES else self._pose(member))
+                values.append(self._pose(member) if i >= NUM_IMAGES else self._image(member, i, out[i]))
             except ValueError as error:
                 raise self._bad(sample_id, data, f"{FIELDS[i]} cannot be decoded ({error})") from error
         return Sample(_key(data, sample_id), *values)
@@ -147,7 +149,9 @@ class ShardedDataset:
     def _bad(self, sample_id: int, data: bytes, reason: str) -> BadSample:
         return BadSample(_key(data, sample_id), self.source.name(self.place(sample_id)[0]), reason)
 
-    def _image(self, data: bytes, out: np.ndarray | None) -> np.ndarray:
+    def _image(self, data: bytes, field: int, out: np.ndarray | None) -> np.ndarray:
+        if field >= self.num_images:
+            return EMPTY if out is None else out
         if self.image_size == self.stored_size:
             return decode_image(data, self.stored_size, out)
         if self.resize == "dct":

@@ -17,7 +17,11 @@ def read_image(path: Path) -> np.ndarray:
     Raises ValueError naming file and remedy when it is missing, broken, cut off, of another format (whatever its
     name ends in), larger than MAX_PIXELS, or has 16 or 32 bits a channel.
     """
-    image = load_image(path, "image")
+    return as_seen(load_image(path, "image"), path)
+
+
+def as_seen(image: Image.Image, path: Path | str) -> np.ndarray:
+    """A decoded image as read_image shows it; path is for messages."""
     if image.mode[0] in "IF":
         raise ValueError(f"{path}: has {image.mode} pixels; save it with 8 bits a channel")
     try:

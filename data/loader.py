@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.augment import NO_AUGMENTATION, AugmentConfig, augment
+from data.crops import crop
 from data.dataset import BadSample, ShardedDataset
 from data.mixture import Mixture
 from data.order import FixedOrder, MixedOrder, ShuffledOrder
@@ -31,7 +32,10 @@ MAX_SPARES = 100  # bad ones in a row: the data set is broken, not a sample
 
 
 class Batch(NamedTuple):
-    """One micro-batch as it leaves the loader.  A NamedTuple: nn.DataParallel and the like split it as it is."""
+    """One micro-batch as it leaves the loader.  A NamedTuple: nn.DataParallel and the like split it as it is.
+
+    Images that are not decoded are (B, 3, 0, 0).
+    """
 
     position: Tensor  # (B,) int64, places in the training stream
     person: Tensor  # (B, 3, H, W) uint8, in memory as it was decoded: (B, H, W, 3)
@@ -92,9 +96,10 @@ class Stream(Dataset):
         draw: Callable[[int], NamedTuple],
         seed: int = 0,
         augmentation: AugmentConfig = NO_AUGMENTATION,
+        crop_size: tuple[int, int] | None = None,
     ):
         self.dataset, self.order, self.draw = dataset, order, draw
-        self.seed, self.augmentation = seed, augmentation
+        self.seed, self.augmentation, self.crop_size = seed, augmentation, crop_size
         self.keep(1)
 
     def keep(self, num_slots: int) -> None:
@@ -109,7 +114,8 @@ class Stream(Dataset):
         return self._augmented(self.order.sample_id(position), position, out)
 
     def _augmented(self, sample_id: int, position: int, out: tuple[np.ndarray, ...]) -> Sample:
-        return augment(self.dataset.read(sample_id, out), self.seed, position, self.augmentation)
+        sample = self.dataset.read(sample_id, out if self.crop_size is None else (None,) * len(IMAGES))
+        return augment(crop(sample, self.seed, position, self.crop_size), self.seed, position, self.augmentation)
 
     def __getitems__(self, positions: list[int]) -> Loaded:
         """The batch of these positions, in memory that is used again num_slots batches later.
@@ -125,7 +131,9 @@ class Stream(Dataset):
             draws = [self.draw(position) for position in positions]
             known = slot in self._slots
             if not known:
-                self._slots[slot] = _memory(len(positions), self.dataset.image_size, draws[0])
+                num_images, size = self.dataset.num_images, self.crop_size or self.dataset.image_size
+                sizes = [size] * num_images + [(0, 0)] * (len(IMAGES) - num_images)
+                self._slots[slot] = _memory(len(positions), sizes, draws[0])
             self._fill(self._slots[slot], positions, draws, replaced)
         except ValueError as error:
             return Loaded(None, replaced, error=str(error))
@@ -169,11 +177,11 @@ class Stream(Dataset):
             self._expected = upcoming
 
 
-def _memory(num: int, size: tuple[int, int], draws: NamedTuple) -> Batch:
+def _memory(num: int, sizes: list[tuple[int, int]], draws: NamedTuple) -> Batch:
     """A batch to be filled, all of it in one piece of memory; in a worker, one that it shares with training."""
     pose = ((num, len(JOINTS), 3), torch.float32)
     values = [torch.from_numpy(np.asarray(value)) for value in draws]
-    wanted = [((num,), torch.int64), *[((num, *size, 3), torch.uint8)] * len(IMAGES), *[pose] * len(POSES)]
+    wanted = [((num,), torch.int64), *(((num, *size, 3), torch.uint8) for size in sizes), *[pose] * len(POSES)]
     wanted += [((num, *value.shape), value.dtype) for value in values]
     ends = list(accumulate(ALIGN * (math.prod(shape) * dtype.itemsize // ALIGN + 2) for shape, dtype in wanted))
     if get_worker_info():

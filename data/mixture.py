@@ -54,7 +54,7 @@ class Mixture:
         self.weights = weights or tuple(map(len, parts))
         self.first_id = np.cumsum([0, *map(len, parts)]).tolist()
         self.first_shard = np.cumsum([0, *(len(part.shards) for part in parts)]).tolist()
-        self.image_size = parts[0].image_size
+        self.image_size, self.num_images = parts[0].image_size, parts[0].num_images
 
     def __len__(self) -> int:
         return self.first_id[-1]
@@ -88,8 +88,8 @@ class Mixture:
         return {part.folder: f"{part.fingerprint}, {len(part)} samples in {n} shards" for part, n in told}
 
 
-def open_training(config: DataConfig, size: tuple[int, int] | None) -> Mixture:
-    """The training data of a config, resized to size (height, width) if the config says so.
+def open_training(config: DataConfig, size: tuple[int, int] | None, num_images: int = NUM_IMAGES) -> Mixture:
+    """The training data of a config, resized to size (height, width) if the config says so; see ShardedDataset.
 
     Raises ValueError beginning with the key when a set cannot be used, or the weights do not fit.
     """
@@ -103,14 +103,19 @@ def open_training(config: DataConfig, size: tuple[int, int] | None) -> Mixture:
             f"data.weights={list(config.weights)}: {len(places)} data sets in data.shards need as many weights, "
             "and not all may be 0"
         )
-    return Mixture([open_shards("data.shards", place, config, size) for place in places], config.weights)
+    parts = [open_shards("data.shards", place, config, size, num_images) for place in places]
+    return Mixture(parts, config.weights)
 
 
-def open_shards(key: str, place: str, config: DataConfig, size: tuple[int, int] | None) -> ShardedDataset:
+def open_shards(
+    key: str, place: str, config: DataConfig, size: tuple[int, int] | None, num_images: int = NUM_IMAGES
+) -> ShardedDataset:
     """One data set, with the config's cache and resize.  Raises ValueError beginning with the key."""
     cache = Path(config.cache) if config.cache else None
     try:
-        return ShardedDataset(place, size=size, resize=config.resize, cache=cache, cache_gb=config.cache_gb)
+        return ShardedDataset(
+            place, size=size, resize=config.resize, cache=cache, cache_gb=config.cache_gb, num_images=num_images
+        )
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.shardlists import expand_urls
 
 from data.augment import AugmentConfig, augment
+from data.crops import crop
+from data.dataset import EMPTY
 from data.decode import decode_image, decode_pose
 from data.loader import Batch, Replaced, collate, start_worker
 from data.randomness import Purpose, keyed_rng
@@ -30,10 +32,10 @@ MAX_EMPTY = 3  # rounds over all streams without a sample
 class Pipes:
     """The streams of a config, in the place of a data set."""
 
-    def __init__(self, places: tuple[str, ...], image_size: tuple[int, int] | None):
+    def __init__(self, places: tuple[str, ...], image_size: tuple[int, int] | None, num_images: int = len(IMAGES)):
         if image_size is None:
             raise ValueError("model.image_size=null: pipes do not tell the size of their images; give model.image_size")
-        self.places, self.image_size = places, image_size
+        self.places, self.image_size, self.num_images = places, image_size, num_images
         self.urls = [url for place in places for url in expand_urls(place)]
 
     def fingerprints(self) -> dict[str, str]:
@@ -47,8 +49,10 @@ class PipedStream(IterableDataset):
     def __init__(
         self, pipes: Pipes, plan: Callable[[], Iterator[list[int]]], draw: Callable[[int], NamedTuple],
         seed: int, augmentation: AugmentConfig, start: int, rank: int, num_ranks: int,
+        crop_size: tuple[int, int] | None = None,
     ):  # fmt: skip
         self.pipes, self.plan, self.draw, self.seed, self.augmentation = pipes, plan, draw, seed, augmentation
+        self.crop_size = crop_size
         self.start, self.rank, self.num_ranks = start, rank, num_ranks
         self.broken: list[Replaced] = []
 
@@ -61,7 +65,10 @@ class PipedStream(IterableDataset):
                 if n % num != index:
                     continue
                 samples = samples or self._samples(self.rank * num + index, self.num_ranks * num)
-                chosen = [augment(next(samples), self.seed, p, self.augmentation) for p in positions]
+                pieces = [crop(next(samples), self.seed, p, self.crop_size) for p in positions]
+                chosen = [
+                    augment(piece, self.seed, p, self.augmentation) for piece, p in zip(pieces, positions, strict=True)
+                ]
                 broken, self.broken = self.broken, []
                 yield collate(positions, chosen, [self.draw(p) for p in positions]), broken, None
         except ValueError as error:
@@ -101,7 +108,7 @@ class PipedStream(IterableDataset):
             )  # fmt: skip
             for entry in entries:
                 try:
-                    yield _sample(entry, self.pipes.image_size)
+                    yield _sample(entry, self.pipes.image_size, self.pipes.num_images)
                 except ValueError as error:
                     self.broken.append(Replaced(entry["__key__"], url, str(error), -1))
 
@@ -112,9 +119,12 @@ class PipedStream(IterableDataset):
         return True
 
 
-def _sample(entry: dict, size: tuple[int, int]) -> Sample:
+def _sample(entry: dict, size: tuple[int, int], num_images: int) -> Sample:
     values: list[np.ndarray] = []
     for field in FIELDS:
+        if field in IMAGES[num_images:]:
+            values.append(EMPTY)
+            continue
         data = next((entry[f"{field}.{end}"] for end in SUFFIXES[field] if f"{field}.{end}" in entry), None)
         if data is None:
             raise ValueError(f"no {field}")

@@ -16,14 +16,16 @@ class Purpose(IntEnum):
     SPARE = 5
     MIX = 6
     SPLIT = 7
+    CROP = 8
 
 
-def keyed_rng(seed: int, position: int, purpose: Purpose) -> np.random.Generator:
-    """The generator that belongs to (seed, position, purpose), each in [0, 2^64), made without walking through others.
+def keyed_rng(seed: int, position: int, purpose: Purpose, part: int = 0) -> np.random.Generator:
+    """The generator that belongs to (seed, position, purpose, part), each in [0, 2^64), made without walking through
+    others.
 
-    Philox is counter-based (Salmon et al. 2011): (seed, position) is its key and the purpose the upper half of its
-    counter, so that no two streams overlap.
+    Philox is counter-based (Salmon et al. 2011): (seed, position) is its key, part and purpose are the upper words of
+    its counter, so that no two streams overlap.
     """
     return np.random.Generator(
-        np.random.Philox(key=np.array([seed, position], np.uint64), counter=[0, 0, int(purpose), 0])
+        np.random.Philox(key=np.array([seed, position], np.uint64), counter=[0, part, int(purpose), 0])
     )

@@ -42,7 +42,10 @@ class Photo(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One training sample at a stage's size: what the network sees and what it must draw."""
+    """One training sample at a stage's size: what the network sees and what it must draw.
+
+    An image that a stage has no use for is empty, (0, 0, 3), where it is not decoded.
+    """
 
     key: str
     person: np.ndarray  # (H, W, 3) uint8, the truth

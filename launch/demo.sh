@@ -28,8 +28,8 @@ prepare val 64 1
 
 $python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train_ddp.py configs/demo.yaml \
   data.val_shards=shards/demo/val "$@"
-$python sample.py "$run" --pairs 16
-$python sample.py "$run" --pairs 16 --unpaired
+$python sample.py "$run" --pairs 16 --overwrite
+$python sample.py "$run" --pairs 16 --unpaired --overwrite
 
 cat <<TEXT
 

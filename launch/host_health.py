@@ -128,11 +128,11 @@ def needs(place: Place, config: Config) -> Facts:
 def sample_bytes(config: Config) -> int:
     """Bytes of a sample between loader and training: data.loader.Batch with model.diffusion.Draws.
 
-    Three uint8 images; noise in fp32, once and for each image that is augmented with noise.
+    uint8 images; noise in fp32, once and for each image that is augmented with noise.
     """
-    height, width = config.model.image_size or (256, 256)  # null: as the shards have it
+    height, width = config.training_size or (256, 256)  # null: as the shards have it
     noises = 1 + (config.model.num_aug_levels if config.diffusion.noise_aug_max > 0 else 0)
-    return 3 * height * width * (3 + 4 * noises)
+    return 3 * height * width * (config.num_images + 4 * noises)
 
 
 def devices(place: Place, config: Config) -> list[torch.device]:
@@ -239,7 +239,7 @@ def write_speed(run_dir: Path, mark: str) -> float:
 
 def read_speed(config: Config) -> float:
     """MB/s of decoded samples from random places, in this one process; the median of up to 256."""
-    dataset = open_training(config.data, config.model.image_size)
+    dataset = open_training(config.data, config.model.image_size, config.num_images)
     dice = random.Random()  # other samples each time: they shall not come from the page cache
     rates, end = [], time.monotonic() + READ_S
     while len(rates) < 256 and (not rates or time.monotonic() < end):

@@ -42,6 +42,7 @@ def toy(config: Config, run_dir: Path) -> Config:
         },
         "log": {"num_validation": 2, "preview_every": 1, "num_previews": 1, "preview_steps": 2},
     }  # fmt: skip
+    parts["model"] = {key: value for key, value in parts["model"].items() if key in type(config.model).model_fields}
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=values) for name, values in parts.items()}
     )

@@ -58,6 +58,10 @@ class Schedule:
         t = t.float().clamp(1e-6, 1 - 1e-6)  # beyond the limits even when shifted by 10
         return (-2 * torch.log(torch.tan(t * (math.pi / 2))) + self.shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
+    def t_of(self, log_snr: Tensor) -> Tensor:
+        """The inverse of log_snr within its limits, in the precision it is given."""
+        return torch.atan(torch.exp((self.shift - log_snr) / 2)) * (2 / math.pi)
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t), sigma(t), each (B, 1, 1, 1)."""
         log_snr = self.log_snr(t).view(-1, 1, 1, 1)

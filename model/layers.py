@@ -1,4 +1,4 @@
-"""The parts of the Parallel-UNet: FiLM residual block, attentions, resampling, encodings, pose tokens.
+"""The parts of the UNets: FiLM residual block, attentions, resampling, encodings, pose tokens.
 
 B batch, C channels, H W pixels, L tokens, D width of the conditioning, K keypoints, N levels of noise (t first).
 """
@@ -98,15 +98,16 @@ class ResBlock(nn.Module):
 
     FiLM starts as the identity (its weights at 0), the skip path's own convolution as the (folded) identity and the
     main path's last convolution at 0, so that a network of 40 blocks passes images and gradients from the first step.
+    Without an emb_dim there is no FiLM.
     """
 
-    def __init__(self, c_in: int, c_out: int, emb_dim: int):
+    def __init__(self, c_in: int, c_out: int, emb_dim: int | None):
         super().__init__()
-        self.film = nn.Linear(emb_dim, 2 * c_in)
+        self.film = nn.Linear(emb_dim, 2 * c_in) if emb_dim else None
         self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1)
-        for layer in (self.film, self.conv2):
+        for layer in filter(None, (self.film, self.conv2)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
@@ -115,11 +116,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C_in, H, W), emb (B, D) -> (B, C_out, H, W)"""
-        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)  # (B, C_in, 1, 1) each
-        x = torch.addcmul(x + shift, x, scale)  # FiLM: x (1 + scale) + shift (Dumoulin et al. 2018)
+        x = self.modulated(x, emb)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.skip(x) + h
+
+    def modulated(self, x: Tensor, emb: Tensor) -> Tensor:
+        """FiLM: x (1 + scale) + shift (Dumoulin et al. 2018).  (B, C_in, H, W) -> (B, C_in, H, W)"""
+        if self.film is None:
+            return x
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)  # (B, C_in, 1, 1) each
+        return torch.addcmul(x + shift, x, scale)
 
 
 def projection(c_in: int, c_out: int) -> nn.Linear:

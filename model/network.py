@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +27,7 @@ class NetworkConfig(BaseModel, extra="forbid", frozen=True):
     lowres: bool = Field(False, description="a low-resolution image is concatenated to zt (super-resolution stages)")
     lowres_factor: int = Field(2, ge=2, description="how many times smaller the previous stage's image is")
     channels: tuple[Width, ...] = Field((128, 256, 512, 1024), min_length=1, description="features, finest level first")
+    num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="residual blocks a level, on the way down and up")
 
     @property
     def tries_on(self) -> bool:
@@ -46,6 +47,26 @@ class NetworkConfig(BaseModel, extra="forbid", frozen=True):
     def build(self) -> "Network":
         raise NotImplementedError
 
+    def wrong_size(self, size: tuple[int, int]) -> str | None:
+        """Why the network takes no images of this (height, width), with the remedy; None: it does."""
+        if any(side % self.stride for side in size):
+            halved = self.stride.bit_length() - 1
+            return f"{size} is halved {halved} times; use multiples of {self.stride}, or fewer levels"
+        if self.lowres and any(side % self.lowres_factor for side in size):
+            return f"{size} does not divide by lowres_factor={self.lowres_factor}; use multiples of it"
+        return None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "NetworkConfig":
+        if len(self.num_blocks) != len(self.channels):
+            raise ValueError(
+                f"num_blocks: {self.num_blocks} has {len(self.num_blocks)} entries, channels has {len(self.channels)}; "
+                "give one a level"
+            )
+        if self.image_size and (wrong := self.wrong_size(self.image_size)):
+            raise ValueError(f"image_size: {wrong}")
+        return self
+
 
 class Network(nn.Module):
     """Predicts noise, v or x0 of zt.  Its last convolution starts at 0: the first prediction is 0."""
@@ -59,6 +80,17 @@ class Network(nn.Module):
     def remember(self, cond: Conditions) -> Conditions:
         """The conditions with what does not change from step to step computed once."""
         return cond
+
+    def set_tile_rows(self, rows: int | None) -> None:
+        """How many rows of a feature map sampling computes at a time; None: all.
+
+        Raises ValueError where the network cannot be cut.
+        """
+        if rows is not None:
+            raise ValueError(
+                f"sampler.tile_rows={rows}: attention sees the whole image, only a network without it is computed in "
+                "strips; use sampler.tile_rows=null"
+            )
 
     def set_activation_checkpointing(self, levels: bool | Collection[int]) -> None:
         """Keeps only the inputs of these levels' blocks for the backward pass and computes the rest again.

@@ -34,8 +34,9 @@ Level = Annotated[int, Field(ge=0)]
 class ParallelUNetConfig(NetworkConfig):
     """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
 
-    network: Literal["parallel_unet"] = Field("parallel_unet", description="which network")
-    num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="blocks a level of the person UNet, down and up")
+    network: Literal["parallel_unet"] = Field(
+        "parallel_unet", description="which network; efficient_unet makes 1024 of 256 without try-on conditions"
+    )
     garment_num_blocks: tuple[Count, ...] | None = Field(
         None, description="blocks a level of the garment UNet, down and, where attended, up; null: as num_blocks"
     )
@@ -66,14 +67,10 @@ class ParallelUNetConfig(NetworkConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ParallelUNetConfig":
-        depth, stride = len(self.channels), self.stride
-        for key in ("num_blocks", "garment_num_blocks"):
-            value = getattr(self, key)
-            if value is not None and len(value) != depth:
-                raise ValueError(f"{key}: {value} has {len(value)} entries, channels has {depth}; give one a level")
-        if self.image_size and any(side % stride for side in self.image_size):
+        depth, garment = len(self.channels), self.garment_num_blocks
+        if garment is not None and len(garment) != depth:
             raise ValueError(
-                f"image_size: {self.image_size} is halved {depth - 1} times; use multiples of {stride}, or fewer levels"
+                f"garment_num_blocks: {garment} has {len(garment)} entries, channels has {depth}; give one a level"
             )
         run = tuple(range(depth - len(self.attention_levels), depth))
         if self.attention_levels != run:

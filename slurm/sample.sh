@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Try-on images from a run folder, shared out over the GPUs of the job.
-#   sbatch slurm/sample.sh RUN_DIR [options of sample.py]
+# Try-on images from a cascade, shared out over the GPUs of the job; submitted again, it goes on where it ended.
+#   sbatch slurm/sample.sh RUN_OR_CASCADE [RUN ...] [options of sample.py]
+#   sbatch --nodes=2 slurm/sample.sh runs/cascade --unpaired --pairs 2000 --format webdataset
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.efficient_unet import EFFICIENT_UNET
 from model.parallel_unet import BASE_UNET, SR_UNET
 from runs import HOME
 from training import config as owner
@@ -113,7 +114,8 @@ def test_short_flags_mean_what_they_meant(yaml):
     assert config.engine.precision == "bf16" and config.seed == 4
     assert load_config(["-b", "3", path, "seed=4", "--logdir", r"C:\runs\a: b"]).run.dir == r"C:\runs\a: b"
     assert load_config([]).model.image_size == load_config(["-d", "128"]).model.image_size == (128, 128)
-    assert load_config(["-d", "256", "run.dir=x"]).model.image_size == (256, 256)
+    for stage in (256, 1024):
+        assert load_config(["-d", str(stage), "run.dir=x"]).model.image_size == (stage, stage)
     with pytest.raises(ValueError, match=r"train\.micro_batch=0"):
         load_config([path, "-b", "0"])
 
@@ -128,7 +130,7 @@ def test_help_lists_every_key_with_its_default_in_every_script():
     for key, default, description in keys():
         assert key in rows and description and f"  {description}" in helped.stdout, key
         assert rows[key].strip() in (str(default), json.dumps(default)), key
-    for flag in ("-b N", "-e N", "-d {128,256}", "--use_mix_precision", "--logdir DIR"):
+    for flag in ("-b N", "-e N", "-d {128,256,1024}", "--use_mix_precision", "--logdir DIR"):
         assert flag in helped.stdout
 
 
@@ -152,6 +154,8 @@ def test_the_paper_recipe():
     assert config.diffusion.cond_drop_prob == 0.1
 
 
-@pytest.mark.parametrize(("name", "model"), [("base_unet", BASE_UNET), ("sr_unet", SR_UNET)])
+@pytest.mark.parametrize(
+    ("name", "model"), [("base_unet", BASE_UNET), ("sr_unet", SR_UNET), ("sr_1024", EFFICIENT_UNET)]
+)
 def test_the_stages_configs_are_the_papers_networks(name, model):
     assert read_config(HOME / f"configs/{name}.yaml").model == model

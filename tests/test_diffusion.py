@@ -75,6 +75,16 @@ def test_variance_is_preserved_and_noise_grows(shift):
     assert torch.allclose((alpha**2 / sigma**2).flatten().log()[inner], log_snr[inner], atol=1e-3)
 
 
+@pytest.mark.parametrize("shift", [-10.0, -2.77, 0.0, 1.5, 10.0])
+def test_t_of_is_the_inverse_of_log_snr(shift):
+    schedule = Schedule(shift)
+    log_snr = torch.linspace(-15, 15, 301, dtype=torch.float64)
+    t = schedule.t_of(log_snr)
+    assert t.dtype == torch.float64 and (t > 0).all() and (t < 1).all() and (t.diff() < 0).all()
+    error = schedule.log_snr(t) - log_snr
+    assert error[t < 0.999].abs().max() < 1e-3 and error.abs().max() < 0.1  # float32 is coarse just below 1
+
+
 def test_cosine_schedule_by_another_formula():
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) without shift; a shift by 2 ln(1/2) is a quarter of the SNR."""
     alpha, sigma = Schedule().alpha_sigma(T[5:-5])
@@ -241,10 +251,11 @@ def test_draws_depend_on_seed_and_position_alone():
 
 def test_streams_of_random_numbers_are_apart():
     streams = {
-        (seed, position, purpose): keyed_rng(seed, position, purpose).random(4).tobytes()
+        (seed, position, purpose, part): keyed_rng(seed, position, purpose, part).random(4).tobytes()
         for seed in (0, 1, 2**63 - 1)
         for position in (0, 1, 2**40)
         for purpose in Purpose
+        for part in (0, 1, 1024)
     }
     assert len(set(streams.values())) == len(streams)
     long = keyed_rng(0, 0, Purpose.ORDER).integers(0, 2**63, 200_000)

@@ -18,9 +18,11 @@ from pydantic_core import PydanticUndefined
 from yaml import YAMLError
 
 from data.mixture import DataConfig
+from data.schema import IMAGES
 from model.diffusion import DiffusionConfig
 from model.parallel_unet import ParallelUNetConfig
 from model.sampler import SamplerConfig
+from model.stage import NETWORKS, AnyNetworkConfig
 from training.checkpoint import CheckpointConfig
 from training.distributed import DistributedConfig
 from training.ema import EMAConfig
@@ -28,7 +30,7 @@ from training.engine import EngineConfig
 from training.log import LogConfig
 from training.optim import OptimConfig
 
-STAGES = {128: "configs/base_unet.yaml", 256: "configs/sr_unet.yaml"}
+STAGES = {128: "configs/base_unet.yaml", 256: "configs/sr_unet.yaml", 1024: "configs/sr_1024.yaml"}
 HOME = Path(__file__).parent.parent
 
 
@@ -52,7 +54,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
     seed: int = Field(0, ge=0, lt=2**63, description="order, noise, timesteps, dropout, augmentation, initial weights")
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    model: ParallelUNetConfig = ParallelUNetConfig()
+    model: AnyNetworkConfig = ParallelUNetConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     sampler: SamplerConfig = SamplerConfig()
     optim: OptimConfig = OptimConfig()
@@ -64,9 +66,14 @@ class Config(BaseModel, extra="forbid", frozen=True):
     log: LogConfig = LogConfig()
 
     @property
-    def training_size(self) -> tuple[int, int]:
-        """(height, width) of what training sees."""
+    def training_size(self) -> tuple[int, int] | None:
+        """(height, width) of what training sees; None: that of the shards, which nobody has looked at."""
         return self.data.crop_size or self.model.image_size
+
+    @property
+    def num_images(self) -> int:
+        """How many of a sample's images the network is told or shown: of a network without try-on, the person alone."""
+        return len(IMAGES) if self.model.tries_on else 1
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -77,6 +84,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 f"engine.activation_checkpointing={list(levels)}: the network has no level {unknown[0]}; name some of "
                 f"{list(range(depth))}, 0 is the finest, or true for all"
             )
+        for told in _against_the_network(self):
+            raise ValueError(told)
         if self.optim.name == "adamw8bit" and engine.zero_stage is not None:
             raise ValueError(
                 f"optim.name=adamw8bit does not go with engine.zero_stage={engine.zero_stage}, which shares Adam's "
@@ -89,6 +98,37 @@ class Config(BaseModel, extra="forbid", frozen=True):
                     "leave one out"
                 )
         return self
+
+
+def _against_the_network(config: Config) -> Iterator[str]:
+    """What does not go with the stage's network, each with the remedy."""
+    model, crop, augment = config.model, config.data.crop_size, config.data.augment
+    if model.tries_on:
+        if crop:
+            yield (
+                f"data.crop_size={list(crop)}: a network that sees person and garment must see them whole; use "
+                "data.crop_size=null, or model.network=efficient_unet"
+            )
+        return
+    if crop and (wrong := model.wrong_size(crop)):
+        yield f"data.crop_size: {wrong}"
+    if crop and model.image_size and any(part > side for part, side in zip(crop, model.image_size, strict=True)):
+        yield (
+            f"data.crop_size={list(crop)}: larger than model.image_size={list(model.image_size)}; use a smaller crop, "
+            "or null for whole images"
+        )
+    if config.sampler.guidance_scale != 1:
+        yield (
+            f"sampler.guidance_scale={config.sampler.guidance_scale}: {model.network} is told nothing that guidance "
+            "could drop; use sampler.guidance_scale=1"
+        )
+    for key, prob, why in (
+        ("person", augment.person.prob, "resampling blurs the detail that this network is to learn, crops shift"),
+        ("garment", augment.garment.prob, f"{model.network} sees no garment"),
+        ("occlusion", augment.occlusion.prob, f"{model.network} sees no garment"),
+    ):
+        if prob:
+            yield f"data.augment.{key}.prob={prob}: {why}; use data.augment.{key}.prob=0"
 
 
 def load_config(argv: list[str], default: str = STAGES[128], summary: str = "") -> Config:
@@ -162,11 +202,14 @@ def save_config(config: Config, path: Path) -> None:
     partial.replace(path)
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, description) of every key."""
+def keys(
+    model: type[BaseModel] = Config, prefix: str = "", network: str = "parallel_unet"
+) -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, description) of every key, with those of one network."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{prefix}{name}.")
+        part = NETWORKS[network] if (model, name) == (Config, "model") else field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield from keys(part, f"{prefix}{name}.")
         else:
             default = None if field.default is PydanticUndefined else field.default
             yield f"{prefix}{name}", default, field.description or ""
@@ -189,10 +232,13 @@ def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def parser(summary: str) -> argparse.ArgumentParser:
     known = "\n".join(f"  {key + '=' + _shown(default):44} {text}" for key, default, text in keys())
+    other = ", ".join(key for key, _, _ in keys(network="efficient_unet") if key.startswith("model."))
     result = argparse.ArgumentParser(
-        usage="%(prog)s [CONFIG.yaml] [key=value ...] [-b N] [-e N] [-d 128|256] [--use_mix_precision] [--logdir DIR]",
+        usage="%(prog)s [CONFIG.yaml] [key=value ...] [-b N] [-e N] [-d 128|256|1024] [--use_mix_precision] "
+        "[--logdir DIR]",
         description=summary,
-        epilog=f"every key with its default:\n{known}",
+        epilog=f"every key with its default:\n{known}\n\nmodel.network=efficient_unet has only {other}; "
+        "configs/sr_1024.yaml gives them",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="see the keys below")
@@ -212,9 +258,14 @@ def _explain(problem: Any) -> str:
     shards = problem["loc"][:2] == ("data", "shards")
     if shards and problem["type"] != "value_error":  # pydantic says it for each kind that it may be
         return f"data.shards={json.dumps(problem['input'], default=str)}: should be a folder, a URL, or a list of them"
-    key = ".".join(str(part) for part in problem["loc"])
+    (first, *rest), network = problem["loc"] or ("",), "parallel_unet"
+    if first == "model" and rest:  # pydantic says first which of the networks it is
+        network, *rest = rest
+    key = ".".join(str(part) for part in (first, *rest))
+    if problem["type"] == "union_tag_invalid":
+        return f"model.network={problem['ctx']['tag']}: should be one of {', '.join(NETWORKS)}"
     if problem["type"] == "extra_forbidden":
-        known = [name for name, _, _ in keys()] + list(Config.model_fields)
+        known = [name for name, _, _ in keys(network=network)] + list(Config.model_fields)
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
         return f"unknown key {key!r}" + (f"; the nearest is {near[0]!r}" if near else "; --help lists all keys")

@@ -24,10 +24,10 @@ class TrainingDraws:
 
 class SamplingNoise:
     """Standard normal noise for a batch of images, each from its own stream: the picture of a sample does not depend
-    on its neighbours."""
+    on its neighbours.  Images of another height, which are another stage's, have streams of their own."""
 
     def __init__(self, seed: int, positions: list[int], image_size: tuple[int, int], device: torch.device):
-        self.rngs = [keyed_rng(seed, position, Purpose.SAMPLING) for position in positions]
+        self.rngs = [keyed_rng(seed, position, Purpose.SAMPLING, image_size[0]) for position in positions]
         self.image_size, self.device = image_size, device
 
     def __call__(self) -> Tensor:

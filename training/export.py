@@ -15,6 +15,10 @@ from training.pieces import hash_of
 from training.publish import FileFacts, Manifest, flush, partial_of, read_manifest
 
 OPTIMIZER = "optimizer"
+NETWORKS = {
+    "parallel_unet": "Parallel-UNet of Zhu et al. 2023 (arXiv 2306.08276)",
+    "efficient_unet": "Efficient-UNet of Saharia et al. 2022 (arXiv 2205.11487) without attention",
+}
 
 CARD = """---
 tags: [virtual-try-on, diffusion, arxiv:2306.08276]
@@ -25,7 +29,7 @@ tags: [virtual-try-on, diffusion, arxiv:2306.08276]
 
 | | |
 |---|---|
-| network | Parallel-UNet of Zhu et al. 2023 (arXiv 2306.08276), {parameters:,} parameters |
+| network | {network}, {parameters:,} parameters |
 | image size (height x width) | {size} |
 | predicts | {prediction} |
 | optimizer steps | {step:,} |
@@ -128,6 +132,7 @@ def _config(path: Path) -> dict[str, str]:
         config = OmegaConf.to_container(OmegaConf.load(path))
         return {
             "stage": "super-resolution UNet" if config["model"]["lowres"] else "base UNet",
+            "network": NETWORKS[config["model"].get("network", "parallel_unet")],
             "size": "x".join(str(side) for side in config["model"]["image_size"]),
             "prediction": config["diffusion"]["prediction"],
             "ema": json.dumps(config["ema"]),

@@ -164,7 +164,7 @@ def _made_for(config: Config, engine: SingleDevice) -> str:
     """A fingerprint of all that the memory of a rank depends on, and of the batch: a larger share is tried anew."""
     device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type
     parts = [part.model_dump(mode="json") for part in (config.model, config.engine, config.optim, config.ema)]
-    shared = [config.train.global_batch, engine.num_devices(), engine.num_ranks]
+    shared = [config.train.global_batch, engine.num_devices(), engine.num_ranks, config.data.crop_size]
     told = json.dumps([parts, device, shared], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

@@ -6,11 +6,13 @@ ranks share the weights, `even` gives those without a sample a blank one, for al
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
 
-from data.dataset import BadSample, ShardedDataset
+from data.crops import crop
+from data.dataset import EMPTY, BadSample, ShardedDataset
 from data.loader import collate
 from data.schema import IMAGES, JOINTS, POSES, Sample
 from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
@@ -26,20 +28,20 @@ def validation_loss(
     net: Net, model: NetworkConfig, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int,
     device: torch.device, even: bool = False,
 ) -> tuple[float, int]:  # fmt: skip
-    """The mean loss of the first `num` held-out samples, whose noise, t and drops never change; and how many of them
-    are broken and left out."""
+    """The mean loss of the first `num` held-out samples, whose crops, noise, t and drops never change; and how many of
+    them are broken and left out."""
     num = min(num, len(dataset))
     total = torch.zeros(2, device=device)
     chunks = _chunks(range(get_rank(), num, num_ranks()), batch_size)
     if even:
         chunks += [[]] * (len(_chunks(range(0, num, num_ranks()), batch_size)) - len(chunks))
     for positions in chunks:
-        positions, samples = _whole(dataset.read, positions)
+        positions, samples = _whole(_reader(dataset, draws.seed, draws.image_size), positions)
         counted = len(samples)
         if not samples:
             if not even:
                 continue
-            positions, samples = [0], [_blank(dataset.image_size)]
+            positions, samples = [0], [_blank(draws.image_size, dataset.num_images)]
         batch = to_device(collate(positions, samples, [draws(i) for i in positions]), device)
         x0 = to_unit_range(batch.person)
         cond = clean_conditions(batch, x0, model)
@@ -62,26 +64,30 @@ def try_on(
 
 
 def preview(
-    net: Net, dataset: ShardedDataset, num: int, *, even: bool = False, **how
+    net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False, **how
 ) -> tuple[list[Sample], list[np.ndarray]]:
-    """The first `num` samples of a set and a try-on image of each, on every rank."""
+    """The first `num` samples of a set, cropped to this (height, width), and a sampled image of each, on every rank."""
+    if even:
+        net = partial(net)  # forward passes alone: shared weights are gathered in those, not in remember()
     num = min(num, len(dataset))
     mine = list(range(get_rank(), num, num_ranks()))
-    mine, samples = _whole(dataset.read, mine)
-    results = try_on(net, samples, mine, **how) if mine else []
+    mine, samples = _whole(_reader(dataset, seed, size), mine)
+    results = try_on(net, samples, mine, seed=seed, **how) if mine else []
     if even and not mine:
-        try_on(net, [_blank(dataset.image_size)], [0], **how)
+        try_on(net, [_blank(size, dataset.num_images)], [0], seed=seed, **how)
     whole = {i: pair for share in all_gather(dict(zip(mine, zip(samples, results, strict=True), strict=True)))
              for i, pair in share.items()}  # fmt: skip
     return [whole[i][0] for i in sorted(whole)], [whole[i][1] for i in sorted(whole)]
 
 
-def _blank(size: tuple[int, int]) -> Sample:
-    images, poses = (
-        [np.zeros((*size, 3), np.uint8)] * len(IMAGES),
-        [np.zeros((len(JOINTS), 3), np.float32)] * len(POSES),
-    )
-    return Sample("", *images, *poses)
+def _reader(dataset: ShardedDataset, seed: int, size: tuple[int, int]) -> Callable[[int], Sample]:
+    """A held-out sample, or its crop of this (height, width), the same one each time."""
+    return lambda i: crop(dataset.read(i), seed, i, size)
+
+
+def _blank(size: tuple[int, int], num_images: int) -> Sample:
+    images = [np.zeros((*size, 3), np.uint8)] * num_images + [EMPTY] * (len(IMAGES) - num_images)
+    return Sample("", *images, *[np.zeros((len(JOINTS), 3), np.float32)] * len(POSES))
 
 
 class _Nothing(tuple):

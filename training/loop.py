@@ -34,7 +34,7 @@ from training.quarantine import Quarantine
 from training.replicas import CHECKED_STEPS, check_replicas
 from training.report import Meter, Report, add_to_window, share, statistics_line
 from training.resume import prepare, resume, save
-from training.sheet import contact_sheet
+from training.sheet import contact_sheet, sharpened_sheet
 from training.start import check, check_run, keep
 from training.stop import leave_marker, listening
 from training.timeline import mark
@@ -202,10 +202,12 @@ def _micro_batches(
     augmentation = NO_AUGMENTATION if config.train.overfit_one_batch else config.data.augment
     if isinstance(dataset, Pipes):
         stream = PipedStream(
-            dataset, plan, draws, config.seed, augmentation, state.samples, layout.rank, layout.num_ranks
-        )
+            dataset, plan, draws, config.seed, augmentation, state.samples, layout.rank, layout.num_ranks,
+            config.data.crop_size,
+        )  # fmt: skip
         return piped_batches(stream, **how)
-    return batches(Stream(dataset, order, draws, config.seed, augmentation), plan(), borrow=True, **how)
+    stream = Stream(dataset, order, draws, config.seed, augmentation, config.data.crop_size)
+    return batches(stream, plan(), borrow=True, **how)
 
 
 def _log_step(
@@ -227,11 +229,14 @@ def _log_preview(
 ) -> None:
     sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
     samples, results = preview(
-        engine.local_net, dataset, config.log.num_previews, model=config.model, diffusion=config.diffusion,
-        sampler=sampler, seed=config.seed, device=engine.device, even=engine.sharded,
+        engine.local_net, dataset, config.log.num_previews, size=config.training_size, seed=config.seed,
+        even=engine.sharded, model=config.model, diffusion=config.diffusion, sampler=sampler, device=engine.device,
     )  # fmt: skip
-    if samples:
+    if samples and config.model.tries_on:
         log.image(state.step, "preview", contact_sheet(samples, results))
+    elif samples:
+        truth = [sample.person for sample in samples]
+        log.image(state.step, "preview", sharpened_sheet(truth, results, config.model.lowres_factor))
 
 
 def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:

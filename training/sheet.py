@@ -29,6 +29,20 @@ def contact_sheet(
     return grid(rows, titles[: len(rows[0])])
 
 
+def sharpened_sheet(truth: list[np.ndarray], results: list[np.ndarray], factor: int) -> np.ndarray:
+    """(H, W, 3) uint8.  Columns: what a stage without try-on is told, result, truth; in their own size, or 128 high.
+
+    factor: how many times smaller the stage's input is.
+    """
+    rows = []
+    for image, result in zip(truth, results, strict=True):
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        small = picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BILINEAR)
+        told = np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR))
+        rows.append([scaled(shown, max(128, len(image))) for shown in (told, result, image)])
+    return grid(rows, ["low resolution", "result", "truth"])
+
+
 def scaled(image: np.ndarray, height: int) -> np.ndarray:
     """The image at another height, in its own proportions."""
     width = round(height * image.shape[1] / image.shape[0])

@@ -27,7 +27,8 @@ PATIENCE_S = 100  # that a batch job waits for the end of another start in its r
 HELD: list[TextIO] = []  # locks of this process; an open file is what holds one
 # A run that changes one of these is another run.
 CURVE_KEYS = (
-    "seed", "data.shuffle_block", "data.weights", "data.resize", "train.overfit_one_batch", "diffusion.prediction"
+    "seed", "data.shuffle_block", "data.weights", "data.resize", "data.crop_size", "train.overfit_one_batch",
+    "diffusion.prediction",
 )  # fmt: skip
 
 
@@ -76,13 +77,13 @@ def open_data(config: Config) -> tuple[Config, Mixture | Pipes, ShardedDataset |
     train = config.train
     if any(place.startswith("pipe:") for place in config.data.places()):
         return config, _open_pipes(config), _open_held_out(config)
-    dataset = open_training(config.data, config.model.image_size)
+    dataset = open_training(config.data, config.model.image_size, config.num_images)
     if config.model.image_size is None:
         config = _with_size_of(dataset.parts[0], config)
-        dataset = open_training(config.data, config.model.image_size)
+        dataset = open_training(config.data, config.model.image_size, config.num_images)
     for part in dataset.parts:
         _check_part("data.shards", part, config)
-        if not part.paired:
+        if config.model.tries_on and not part.paired:
             raise ValueError(
                 f"data.shards={part.folder}: unpaired samples: the persons wear other garments than the ones beside "
                 "them; train on shards made with --pairing paired"
@@ -108,7 +109,8 @@ def _with_size_of(dataset: ShardedDataset, config: Config) -> Config:
 def _open_held_out(config: Config) -> ShardedDataset | None:
     if not config.data.val_shards:
         return None
-    held_out = open_shards("data.val_shards", config.data.val_shards, config.data, config.model.image_size)
+    size, num_images = config.model.image_size, config.num_images
+    held_out = open_shards("data.val_shards", config.data.val_shards, config.data, size, num_images)
     _check_part("data.val_shards", held_out, config)
     return held_out
 
@@ -126,7 +128,7 @@ def _open_pipes(config: Config) -> Pipes:
             raise ValueError(f"{key}={value}: a pipe does not tell what it holds; use shards in a folder or at a URL")
     if not all(place.startswith("pipe:") for place in places):
         raise ValueError(f"data.shards={','.join(places)}: pipes and other shards do not mix; use one kind")
-    return Pipes(places, config.model.image_size)
+    return Pipes(places, config.model.image_size, config.num_images)
 
 
 def _check_part(key: str, dataset: ShardedDataset, config: Config) -> None:

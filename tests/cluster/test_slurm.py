@@ -328,7 +328,7 @@ def test_templates_are_accepted(slurm, template):
 
 def test_the_cascade_is_accepted(slurm):
     done = subprocess.run(["bash", "slurm/cascade.sh", "--test-only"], cwd=HOME, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr.count("to start at") == 2, done.stderr
+    assert done.returncode == 0 and done.stderr.count("to start at") == 3, done.stderr
 
 
 def test_values_of_templates_that_must_agree():

@@ -1,0 +1,151 @@
+"""What a guided step costs: both branches apart, with one garment pass, and with one an image.
+
+    python -m benchmarks.guidance [--stages base_unet sr_unet] [--out benchmarks/results/guidance_cpu.json]
+
+apart: a forward pass of each branch, as one does without Conditions.with_null.  shared: both branches together, the
+garment UNet evaluated once for them.  remembered: model.garment_time=false, the garment UNet evaluated once an image.
+The three take turns, step by step, so that whatever else the machine does is shared by all; the fastest of each counts.
+A CPU computes in float32, a GPU in bfloat16 under autocast.  FLOP count a multiply-add as two, for one sample.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.model import config_of, machine, random_inputs
+from model.conditions import Conditions
+from model.parallel_unet import ParallelUNet
+
+STAGES = ("base_unet", "sr_unet")  # guidance needs try-on conditions
+BUDGETS = (20, 32, 128, 256)  # evaluations of an image
+Variants = dict[str, Callable[[], Tensor]]
+
+
+def network(stage: str, batch: int) -> tuple[ParallelUNet, tuple[Tensor, Tensor, Conditions]]:
+    """A full-size network whose answers are not 0, and its inputs, on the default device."""
+    config = config_of(stage)
+    net = config.model.build().eval().requires_grad_(False)
+    torch.nn.init.normal_(net.head.weight, std=0.02)
+    return net, random_inputs(config, config.model.image_size, batch)
+
+
+def variants(net: ParallelUNet, zt: Tensor, t: Tensor, cond: Conditions) -> tuple[Variants, Variants]:
+    """The ways to a guided step, each (2B, 3, H, W); and what the last needs once an image."""
+
+    def pretending(garment_time: bool) -> None:
+        net.config = net.config.model_copy(update={"garment_time": garment_time})
+
+    def apart() -> Tensor:
+        pretending(True)
+        return torch.cat([net(zt, t, cond), net(zt, t, cond.null())])
+
+    def shared() -> Tensor:
+        pretending(True)
+        return net(zt, t, cond._replace(with_null=True))
+
+    def remembering() -> Conditions:
+        pretending(False)
+        return net.remember(cond)
+
+    known = remembering()
+
+    def remembered() -> Tensor:
+        pretending(False)
+        return net(zt, t, known._replace(with_null=True))
+
+    return {"apart": apart, "shared": shared, "remembered": remembered}, {"remembering": remembering}
+
+
+def count(stage: str) -> dict[str, float]:
+    """TFLOP of each way."""
+    result = {}
+    with torch.device("meta"), torch.no_grad():
+        steps, once = variants(*_flat(network(stage, 1)))
+        for name, run in (steps | once).items():
+            with FlopCounterMode(display=False) as counter:
+                run()
+            result[name] = round(counter.get_total_flops() / 1e12, 4)
+    return result
+
+
+def measure(stage: str, args: argparse.Namespace) -> dict:
+    """Seconds of each way, the fastest of some rounds, and how far shared and apart are from each other."""
+    cuda = args.device == "cuda"
+    torch.manual_seed(0)
+    with torch.device(args.device), torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=cuda):
+        steps, once = variants(*_flat(network(stage, args.batch)))
+        seconds, results = {name: [] for name in steps | once}, {}
+        for _ in range(args.rounds):
+            for name, run in (steps | once).items():
+                start = time.perf_counter()
+                results[name] = run()
+                if cuda:
+                    torch.cuda.synchronize()
+                seconds[name].append(time.perf_counter() - start)
+    difference = (results["shared"] - results["apart"]).abs().max() / results["apart"].abs().max()
+    return {
+        "seconds": {name: round(min(each) / args.batch, 3) for name, each in seconds.items()},
+        "rounds": {name: [round(one / args.batch, 3) for one in each] for name, each in seconds.items()},
+        "relative_difference_of_shared_and_apart": float(difference),
+    }
+
+
+def derived(cost: dict[str, float]) -> dict:
+    """How many times faster than apart: a step, and an image of so many evaluations, what it needs once included."""
+    whole = {
+        num: {
+            name: num * cost[name] + (cost["remembering"] if name == "remembered" else 0)
+            for name in ("apart", "shared", "remembered")
+        }
+        for num in BUDGETS
+    }
+    return {
+        "step_against_apart": {name: round(cost["apart"] / cost[name], 3) for name in ("shared", "remembered")},
+        "image_against_apart": {
+            num: {name: round(costs["apart"] / costs[name], 3) for name in ("shared", "remembered")}
+            for num, costs in whole.items()
+        },
+        "per_image": whole,
+    }
+
+
+def _flat(parts: tuple) -> tuple:
+    net, inputs = parts
+    return net, *inputs
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--batch", type=int, default=16 if cuda else 1)
+    parser.add_argument("--rounds", type=int, default=10 if cuda else 3)
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    args = parser.parse_args()
+    result = {"machine": machine(), "settings": {"device": args.device, "batch": args.batch}, "stages": {}}
+    for stage in args.stages:
+        flop, measured = count(stage), measure(stage, args)
+        costs = derived(measured["seconds"])
+        measured["images_per_second"] = {
+            num: {name: round(1 / cost, 6) for name, cost in each.items()}
+            for num, each in costs.pop("per_image").items()
+        }
+        by_flop = derived(flop)
+        by_flop.pop("per_image")
+        result["stages"][stage] = {"tflop": flop, "by_flop": by_flop, **measured, "by_seconds": costs}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

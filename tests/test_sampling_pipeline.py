@@ -1,0 +1,76 @@
+"""The cascade as a library: what docs/sampling.md shows, and what is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascades import write_cascade
+from model import TryOnCascade
+from runs import HOME
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_cascade(tmp_path_factory.mktemp("pipeline") / "cascade")
+
+
+@pytest.fixture
+def photos(real_data, estimator_weights) -> dict[str, Path]:
+    return {"anna": real_data / "cotton/image/4.jpg", "ben": real_data / "cotton/image/3.jpg",
+            "shirt": real_data / "cotton/image/6.jpg"}  # fmt: skip
+
+
+@pytest.mark.parametrize("document", ["docs/sampling.md", "README.md"])
+def test_the_lines_of_the_document(folder, photos, document, tmp_path, monkeypatch):
+    text = (HOME / document).read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TryOnCascade" in block]
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    for name, path in photos.items():
+        Image.open(path).save(f"{name}.jpg", quality=95)
+    Path("runs").mkdir()
+    Path("runs/cascade").symlink_to(folder)
+    exec(code, {})
+    assert Image.open("anna_in_shirt.png").size == (32, 32)
+
+
+def test_one_picture_or_many(folder, photos):
+    cascade = TryOnCascade.from_pretrained(folder, device="cpu", overrides=["sampler.num_steps=2"])
+    one = cascade(person=photos["anna"], garment=photos["shirt"])
+    assert one.size == (32, 32) and np.asarray(one).std() > 20
+    with Image.open(photos["anna"]) as anna:
+        anna.load()
+    both = cascade(person=[anna, photos["ben"]], garment=photos["shirt"], return_all=True, batch=1)
+    assert {name: [each.size[0] for each in images] for name, images in both.items()} == {
+        "base_unet": [8, 8], "sr_unet": [16, 16], "sr_1024": [32, 32],
+    }  # fmt: skip
+    assert np.abs(np.asarray(both["sr_1024"][0], int) - np.asarray(one, int)).max() <= 1
+    assert cascade(person=photos["anna"], garment=[photos["shirt"]], stop="base_unet")[0].size == (8, 8)
+    later = cascade(person=anna, garment=photos["shirt"], start="sr_unet", stop="sr_unet", image=both["base_unet"][0])
+    assert np.abs(np.asarray(later, int) - np.asarray(both["sr_unet"][0], int)).max() <= 1
+    other = cascade(person=anna, garment=photos["shirt"], seed=1)
+    assert np.abs(np.asarray(other, int) - np.asarray(one, int)).max() > 20
+    two = TryOnCascade.from_pretrained(folder, device=["cpu", "cpu"], overrides=["sampler.num_steps=2"])
+    shared = two(person=[photos["anna"], photos["ben"]], garment=photos["shirt"])
+    assert (
+        max(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(shared, both["sr_1024"], strict=True))
+        <= 1
+    )
+
+
+def test_what_is_refused(folder, photos):
+    with pytest.raises(ValueError, match=r"config.yaml: missing; name a run folder"):
+        TryOnCascade.from_pretrained(folder / "nowhere")
+    cascade = TryOnCascade.from_pretrained(folder, device="cpu", precision="fp32")
+    pair = {"person": photos["anna"], "garment": photos["shirt"]}
+    for keys, said in [
+        ({"stop": "sr"}, "stop=sr: no such stage; there are base_unet, sr_unet, sr_1024"),
+        ({"image": photos["anna"]}, "base_unet is a first stage and takes no low-resolution image"),
+        ({"start": "sr_unet", "image": photos["anna"]}, "wants the proportions of 8x8; crop the image"),
+        ({"person": [photos["anna"]] * 2, "garment": [photos["shirt"]] * 3}, "2 persons and 3 garments"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            cascade(**(pair | keys))
