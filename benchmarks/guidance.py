@@ -4,8 +4,9 @@
 
 apart: a forward pass of each branch, as one does without Conditions.with_null.  shared: both branches together, the
 garment UNet evaluated once for them.  remembered: model.garment_time=false, the garment UNet evaluated once an image.
-The three take turns, step by step, so that whatever else the machine does is shared by all; the fastest of each counts.
-A CPU computes in float32, a GPU in bfloat16 under autocast.  FLOP count a multiply-add as two, for one sample.
+They take turns, step by step, and the fastest of each counts.  A CPU computes in float32 with one thread, whose
+processor time is counted, so that other programs change little; a GPU in bfloat16 under autocast.  FLOP count a
+multiply-add as two, for one sample.
 """
 
 import argparse
@@ -28,10 +29,12 @@ Variants = dict[str, Callable[[], Tensor]]
 
 
 def network(stage: str, batch: int) -> tuple[ParallelUNet, tuple[Tensor, Tensor, Conditions]]:
-    """A full-size network whose answers are not 0, and its inputs, on the default device."""
+    """A full-size network none of whose weights is left at its start, 0, and its inputs, on the default device."""
     config = config_of(stage)
     net = config.model.build().eval().requires_grad_(False)
-    torch.nn.init.normal_(net.head.weight, std=0.02)
+    for parameter in net.parameters():
+        if not parameter.is_meta and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
     return net, random_inputs(config, config.model.image_size, batch)
 
 
@@ -77,17 +80,18 @@ def count(stage: str) -> dict[str, float]:
 def measure(stage: str, args: argparse.Namespace) -> dict:
     """Seconds of each way, the fastest of some rounds, and how far shared and apart are from each other."""
     cuda = args.device == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
     torch.manual_seed(0)
     with torch.device(args.device), torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=cuda):
         steps, once = variants(*_flat(network(stage, args.batch)))
         seconds, results = {name: [] for name in steps | once}, {}
         for _ in range(args.rounds):
             for name, run in (steps | once).items():
-                start = time.perf_counter()
+                start = clock()
                 results[name] = run()
                 if cuda:
                     torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     difference = (results["shared"] - results["apart"]).abs().max() / results["apart"].abs().max()
     return {
         "seconds": {name: round(min(each) / args.batch, 3) for name, each in seconds.items()},
@@ -129,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10 if cuda else 3)
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     result = {"machine": machine(), "settings": {"device": args.device, "batch": args.batch}, "stages": {}}
     for stage in args.stages:
         flop, measured = count(stage), measure(stage, args)
