@@ -8,14 +8,13 @@ OUT.png, beside it, shows the first pairs at every stage.
 """
 
 import argparse
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.model import machine
+from benchmarks.record import machine, record
 from data.prepare import count
 from sampling.devices import Replicas, pick_devices
 from sampling.drawing import work_of
@@ -82,9 +81,7 @@ def main() -> None:
     result["image_sizes"] = {name: list(image.shape[1:3]) for name, image in images.items()}
     met = all(max(row[key]) <= limit for row in result["keep_color"].values() for key, limit in LIMITS.items())
     result["limits_met"] = met
-    text = json.dumps(result, indent=2)
-    print(text)
-    args.out.write_text(text + "\n", encoding="utf-8")
+    record(result, args.out)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from benchmarks.model import machine
+from benchmarks.record import machine
 from training import checkpoint, pieces
 from training.checkpoint import CheckpointConfig, Saver, TrainState
 from training.config import Config, read_config

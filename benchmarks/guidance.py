@@ -10,7 +10,6 @@ multiply-add as two, for one sample.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.model import config_of, machine, random_inputs
+from benchmarks.model import config_of, random_inputs
+from benchmarks.record import machine, record
 from model.conditions import Conditions
 from model.parallel_unet import ParallelUNet
 
@@ -145,11 +145,7 @@ def main() -> None:
         by_flop = derived(flop)
         by_flop.pop("per_image")
         result["stages"][stage] = {"tflop": flop, "by_flop": by_flop, **measured, "by_seconds": costs}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    record(result, args.out)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loader_rivals import PREFETCH, RIVALS, SAMPLES_PER_SHARD, DecodeOnly, Encoded
+from benchmarks.record import record
 from data.augment import AugmentConfig, GeometryConfig, augment
 from data.dataset import ShardedDataset
 from data.framing import fit
@@ -321,11 +322,7 @@ def main() -> None:
             index.mkdir(parents=True, exist_ok=True)
             write_synthetic_index(index, INDEXED)
         result["index"] = alone(index_memory, index, workers)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    record(result, args.out)
 
 
 if __name__ == "__main__":

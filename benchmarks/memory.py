@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.model import machine
+from benchmarks.record import machine
 from launch.memory import estimate_of
 from launch.rehearsal import toy
 from model.diffusion import diffusion_loss

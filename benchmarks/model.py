@@ -9,10 +9,7 @@ they are counted on the meta device, for one sample.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.record import machine, record
 from data.schema import JOINTS
 from launch.memory import micro_batch_bytes
 from launch.residents import resident_bytes, sizes_of
@@ -152,22 +150,6 @@ def timed(step: Callable[[], None], warmup: int, steps: int, cuda: bool) -> floa
     return (time.perf_counter() - start) / steps
 
 
-def machine() -> dict:
-    """What the numbers were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": len(cpu),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),  # above 0.5 another program had a share of the cores
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-    }
-
-
 def arguments() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     flag = argparse.BooleanOptionalAction
@@ -200,11 +182,7 @@ def main() -> None:
         for mode in args.modes:
             with ProcessPoolExecutor(1, mp_context=spawn) as process:
                 result["stages"][stage][mode] = process.submit(measure, stage, mode, args).result()
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    record(result, args.out)
 
 
 if __name__ == "__main__":

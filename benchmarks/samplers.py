@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.curves import Curve, draw_curves
 from benchmarks.likeness import FEATURES, frechet_distance, mean_ssim, space_of
-from benchmarks.model import machine
+from benchmarks.record import machine
 from data.dataset import ShardedDataset
 from data.prepare import count
 from model.sampler import SamplerConfig, num_evaluations

@@ -9,7 +9,6 @@ of its range is 0.0078.
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.model import machine, timed
+from benchmarks.model import timed
+from benchmarks.record import machine, record
 from model.conditions import Conditions
 from model.efficient_unet import EFFICIENT_UNET, EfficientUNet
 from model.layers import ResBlock
@@ -74,11 +74,7 @@ def main() -> None:
         told["output_deviation"] = round(float(output.std()), 4)
         told["largest_difference"] = float(f"{np.abs(output - whole).max():.2e}")
         result["passes"].append(told)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    record(result, args.out)
 
 
 if __name__ == "__main__":
