@@ -71,16 +71,19 @@ def sheet(images: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> Image.
 
 def main() -> None:
     args = parser().parse_intermixed_args()
-    result = {"machine": machine(), "pairs": args.pairs, "unpaired": args.unpaired, "limits": LIMITS}
+    result = {"machine": machine(), "unpaired": args.unpaired, "limits": LIMITS}
     for key, keep_color in (("keep_color", True), ("without_keep_color", False)):
         images, truth = images_of(args, keep_color)
-        result[key] = color_errors(images)
+        if len(images) < 2:
+            raise ValueError(f"{args.words[0]}: one stage alone has nobody's colours to keep; name a cascade")
+        errors = color_errors(images)
+        met = all(max(row[limit]) <= LIMITS[limit] for row in errors.values() for limit in LIMITS)
+        result[key] = {"limits_met": met, "stages": errors}
         if keep_color:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             sheet(images, truth).save(args.out.with_suffix(".png"))
     result["image_sizes"] = {name: list(image.shape[1:3]) for name, image in images.items()}
-    met = all(max(row[key]) <= limit for row in result["keep_color"].values() for key, limit in LIMITS.items())
-    result["limits_met"] = met
+    result["pairs"] = len(next(iter(images.values())))
     record(result, args.out)
 
 

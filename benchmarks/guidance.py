@@ -4,9 +4,9 @@
 
 apart: a forward pass of each branch, as one does without Conditions.with_null.  shared: both branches together, the
 garment UNet evaluated once for them.  remembered: model.garment_time=false, the garment UNet evaluated once an image.
-They take turns, step by step, and the fastest of each counts.  A CPU computes in float32 with one thread, whose
-processor time is counted, so that other programs change little; a GPU in bfloat16 under autocast.  FLOP count a
-multiply-add as two, for one sample.
+They take turns, step by step, after a round that is not counted, and the fastest of each counts.  A CPU computes in
+float32 with one thread, whose processor time is counted, so that other programs change little; a GPU in bfloat16 under
+autocast.  FLOP count a multiply-add as two, for one sample.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def variants(net: ParallelUNet, zt: Tensor, t: Tensor, cond: Conditions) -> tupl
 
     def apart() -> Tensor:
         pretending(True)
-        return torch.cat([net(zt, t, cond), net(zt, t, cond.null())])
+        return torch.stack([net(zt, t, cond), net(zt, t, cond.null())], 1)
 
     def shared() -> Tensor:
         pretending(True)
@@ -85,13 +85,14 @@ def measure(stage: str, args: argparse.Namespace) -> dict:
     with torch.device(args.device), torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=cuda):
         steps, once = variants(*_flat(network(stage, args.batch)))
         seconds, results = {name: [] for name in steps | once}, {}
-        for _ in range(args.rounds):
+        for number in range(1 + args.rounds):
             for name, run in (steps | once).items():
                 start = clock()
                 results[name] = run()
                 if cuda:
                     torch.cuda.synchronize()
-                seconds[name].append(clock() - start)
+                if number:  # the first round warms up
+                    seconds[name].append(clock() - start)
     difference = (results["shared"] - results["apart"]).abs().max() / results["apart"].abs().max()
     return {
         "seconds": {name: round(min(each) / args.batch, 3) for name, each in seconds.items()},
@@ -134,7 +135,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"machine": machine(), "settings": {"device": args.device, "batch": args.batch}, "stages": {}}
+    result = {
+        "machine": machine(),
+        "settings": {"device": args.device, "batch": args.batch, "rounds": args.rounds},
+        "stages": {},
+    }
     for stage in args.stages:
         flop, measured = count(stage), measure(stage, args)
         costs = derived(measured["seconds"])

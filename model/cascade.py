@@ -20,7 +20,7 @@ class Stage(NamedTuple):
     """A trained network and how it is sampled."""
 
     name: str
-    net: Net  # training.engine.Autocast, or another module with remember()
+    net: Net  # training.engine.Autocast
     model: NetworkConfig
     diffusion: DiffusionConfig
     sampler: SamplerConfig

@@ -25,7 +25,7 @@ class Conditions(NamedTuple):
     noise_aug_level: Tensor  # (B, A) in [0, 1]: those of agnostic, garment and lowres that are there, in this order
     lowres: Tensor | None = None  # (B, 3, H, W) in [-1, 1], the previous stage's result, upsampled
     keep: Tensor | None = None  # (B,): 0 drops the garment's features; None keeps all
-    with_null: bool = False  # evaluate the null state, too: (2B, 3, H, W) comes back, its predictions last
+    with_null: bool = False  # evaluate the null state, too: (B, 2, 3, H, W) comes back, its predictions second
     garment_features: GarmentFeatures | None = None  # where they are known already (Network.remember)
 
     def drop(self, keep: Tensor) -> "Conditions":
@@ -36,6 +36,7 @@ class Conditions(NamedTuple):
         learned null tokens.
         The low-resolution image stays: guidance shall sharpen the try-on, not the upsampling.
         """
+        assert self.garment_features is None, "what is remembered is not dropped: drop first"
         if self.clothing_agnostic is None:
             return self
         image, joint = keep.view(-1, 1, 1, 1), keep.view(-1, 1, 1)
@@ -53,10 +54,8 @@ class Conditions(NamedTuple):
 
     def followed_by_null(self) -> "Conditions":
         """(2B, ...): these conditions of the person, and after them their null state; the garment's are left out."""
-        null = self.null()
-        joined = {
-            field: torch.cat([getattr(self, field), getattr(null, field)])
-            for field in ("clothing_agnostic", "person_pose", "garment_pose", "noise_aug_level")
-        }
-        lowres = None if self.lowres is None else torch.cat([self.lowres, self.lowres])
-        return Conditions(garment=None, lowres=lowres, **joined)
+        dropped = (self.clothing_agnostic, self.person_pose, self.garment_pose)
+        agnostic, person_pose, garment_pose = (torch.cat([x, torch.zeros_like(x)]) for x in dropped)
+        level = torch.cat([self.noise_aug_level] * 2)
+        lowres = None if self.lowres is None else torch.cat([self.lowres] * 2)
+        return Conditions(agnostic, None, person_pose, garment_pose, level, lowres)

@@ -17,7 +17,7 @@ from model.conditions import Conditions
 from model.layers import Downsample, LevelEmbedding, ResBlock, Upsample, group_norm
 from model.network import Block, Count, Levels, Network, NetworkConfig, Width
 
-HALF = 2**-0.5  # keeps the variance of a sum of two
+SQRT_HALF = 2**-0.5  # keeps the variance of a sum of two
 
 
 class EfficientUNetConfig(NetworkConfig):
@@ -104,7 +104,7 @@ class Decoder(Levels):
         """The encoder's features -> (B, C0, H, W)"""
         *skips, x = features
         for level in reversed(range(len(self.levels))):
-            x = (x + skips[level]) * HALF if level < len(skips) else x
+            x = (x + skips[level]) * SQRT_HALF if level < len(skips) else x
             for block in self.levels[level]:
                 x = self.run(block, x, emb, level)
             x = self.up[level](x)
@@ -169,7 +169,7 @@ class EfficientUNet(Network):
         x = skips.pop()
         for level in reversed(range(len(self.decoder.levels))):
             if level < len(skips):
-                x = x.add_(skips.pop()).mul_(HALF)
+                x = x.add_(skips.pop()).mul_(SQRT_HALF)
             for block in self.decoder.levels[level]:
                 x = tiled.res_block(block.res, x, emb, num)
             rows = tiled.convolved(self.decoder.up[level], tiled.doubled(tiled.rows_of(x)))

@@ -11,6 +11,8 @@ from torch import Tensor
 from model.conditions import Conditions
 from model.diffusion import Net
 
+RECOLORINGS = 4
+
 
 def guided(
     net: Net, zt: Tensor, t: Tensor, cond: Conditions, x0_of: Callable[[Tensor], Tensor], scale: float,
@@ -23,7 +25,7 @@ def guided(
     """
     if scale == 1:
         return x0_of(net(zt, t, cond).float())
-    conditional, unconditional = map(x0_of, net(zt, t, cond._replace(with_null=True)).float().chunk(2))
+    conditional, unconditional = map(x0_of, net(zt, t, cond._replace(with_null=True)).float().unbind(1))
     return rescaled(unconditional + scale * (conditional - unconditional), conditional, rescale)
 
 
@@ -47,9 +49,16 @@ def threshold(x0: Tensor, percentile: float | None) -> Tensor:
 
 
 def recolored(x0: Tensor, color: Tensor | None) -> Tensor:
-    """x0 with this mean colour (B, 3, 1, 1), still in [-1, 1]; itself for None.
+    """x0, shifted so that its mean colour is this (B, 3, 1, 1) when it is cut to [-1, 1]; itself for None.
 
     An image and its low-resolution version have one mean: what is known is put in the place of what is predicted (Wang
-    et al. 2023, DDNM, Eq. 11, for the mean alone).
+    et al. 2023, DDNM, Eq. 11, for the mean alone).  Newton's method: only pixels that are not cut follow the shift.
     """
-    return x0 if color is None else (x0 + color - x0.mean((2, 3), keepdim=True)).clamp(-1, 1)
+    if color is None:
+        return x0
+    shift = color - x0.mean((2, 3), keepdim=True)
+    for _ in range(RECOLORINGS):
+        shifted = x0 + shift
+        free = (shifted.abs() < 1).float().mean((2, 3), keepdim=True).clamp(min=0.01)
+        shift = shift + (color - shifted.clamp(-1, 1).mean((2, 3), keepdim=True)) / free
+    return (x0 + shift).clamp(-1, 1)

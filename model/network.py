@@ -74,7 +74,7 @@ class Network(nn.Module):
     config: NetworkConfig
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The prediction, (B, 3, H, W), or (2B, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1]."""
+        """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1]."""
         raise NotImplementedError
 
     def remember(self, cond: Conditions) -> Conditions:

@@ -243,7 +243,7 @@ class ParallelUNet(Network):
         return Context(F.silu(emb), torch.cat([person, garment], 1))
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        """The prediction, (B, 3, H, W), or (2B, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].
+        """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].
 
         ValueError if cond has a lowres image and the config none, or the reverse.
         """
@@ -254,14 +254,16 @@ class ParallelUNet(Network):
         assert cond.noise_aug_level.shape[1] == self.config.num_aug_levels, cond.noise_aug_level.shape
 
         garment_down, garment_up = cond.garment_features or self.garment_features_of(t, cond)  # {level: (B, L, C)}
-        if cond.with_null:  # B is twice as many from here on; the garment's tokens stay B / 2
+        both = cond.with_null
+        if both:  # B is twice as many from here on; the garment's tokens stay B / 2
             zt, t, cond = torch.cat([zt, zt]), torch.cat([t, t]), cond.followed_by_null()
         context = self.embed(t, cond)
         images = [zt, cond.clothing_agnostic] + ([cond.lowres] if self.config.lowres else [])
         x = self.stem(torch.cat(images, 1).to(self.stem.weight.dtype))  # (B, C0, H, W)
         features = self.encoder(x, context._replace(garment=garment_down))  # [level][block]
         x = self.decoder(features, context._replace(garment=garment_up))[0]  # (B, C0, H, W)
-        return self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)
+        x = self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)
+        return torch.stack(x.chunk(2), 1) if both else x
 
     def garment_features_of(self, t: Tensor, cond: Conditions) -> GarmentFeatures:
         """What the person's blocks attend to, 0 where cond drops the garment."""

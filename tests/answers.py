@@ -25,7 +25,7 @@ class Counting:
     def __call__(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         answers = [self.answer(zt, t, cond)] + ([self.answer(zt, t, cond.null())] if cond.with_null else [])
         self.batches.append(len(zt) * len(answers))
-        return torch.cat(answers)
+        return torch.stack(answers, 1) if cond.with_null else answers[0]
 
     def answer(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         assert {len(value) for value in (t, *cond[:6]) if value is not None} == {len(zt)}

@@ -43,7 +43,7 @@ class Repeating(nn.Module):
         x0 = self.off(cond.garment if cond.lowres is None else cond.lowres)
         alpha, sigma = schedule.alpha_sigma(t)
         answer = target_of(self.prediction, x0, t, (zt - alpha * x0) / sigma, schedule)
-        return torch.cat([answer, answer]) if cond.with_null else answer
+        return torch.stack([answer, answer], 1) if cond.with_null else answer
 
 
 def stage(name: str, net: nn.Module | None = None, prediction: str = "v", **sampler) -> Stage:

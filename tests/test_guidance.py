@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.conditions import Conditions
 from model.diffusion import DiffusionConfig, Schedule, x0_of
-from model.guidance import guided, rescaled, threshold
+from model.guidance import guided, recolored, rescaled, threshold
 from model.sampler import SamplerConfig, sample_steps
 from tests.answers import SIZE, Counting, conditions
 
@@ -74,3 +74,15 @@ def test_dynamic_threshold():
     assert torch.equal(result[1], x0[1])
     assert result.abs().max() == 1
     assert torch.equal(threshold(x0, None), x0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("off", [-0.3, 0.2])
+def test_colour_is_kept_where_pixels_are_cut(off):
+    """Two thirds of the picture are white, a tenth is black: only the rest can follow."""
+    truth = 0.8 * torch.rand(2, 3, 30, 20) - 0.4
+    truth[:, :, :20], truth[:, :, 20:23] = 1.0, -1.0
+    color = truth.mean((2, 3), keepdim=True)
+    kept = recolored((truth + off).clamp(-1, 1), color)
+    assert kept.abs().max() <= 1 and torch.allclose(kept.mean((2, 3), keepdim=True), color, atol=1e-4)
+    assert torch.allclose(recolored(truth, color), truth, atol=1e-6)
+    assert recolored(truth, None) is truth

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from model.stage import NETWORKS
+from model.networks import NETWORKS
 from training.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]

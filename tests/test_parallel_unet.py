@@ -312,12 +312,14 @@ def test_bfloat16_weights():
     assert network().bfloat16()(zt, t, cond).isfinite().all()
 
 
-def test_data_parallel_splits_conditions(monkeypatch):
+@pytest.mark.parametrize("with_null", [False, True])
+def test_data_parallel_splits_conditions(with_null, monkeypatch):
     """nn.DataParallel cuts a Conditions along the batch.  The copy to a GPU is replaced by a cut on the CPU."""
     cut = lambda targets, sizes, dim, x: x.chunk(len(targets), dim)  # noqa: E731
     monkeypatch.setattr(scatter_gather.Scatter, "apply", cut)
     net = network()
     zt, t, cond = inputs()
+    cond = cond._replace(with_null=with_null)
     parts = scatter_gather.scatter((zt, t, cond), [0, 1])
     assert [type(part[2]) for part in parts] == [Conditions, Conditions]
     out = torch.cat([net(*part) for part in parts])
@@ -382,7 +384,7 @@ def test_both_branches_of_guidance_share_one_garment_pass(config, garment_time):
     passes = []
     net.garment_unet.register_forward_hook(lambda module, args, result: passes.append(len(args[0])))
     with torch.no_grad():
-        apart = torch.cat([net(zt, t, cond), net(zt, t, cond.null())])
+        apart = torch.stack([net(zt, t, cond), net(zt, t, cond.null())], 1)
         assert passes == [2, 2]
         known = net.remember(cond)
         together = net(zt, t, known._replace(with_null=True))
@@ -390,5 +392,5 @@ def test_both_branches_of_guidance_share_one_garment_pass(config, garment_time):
         again = net(zt, 0.5 * t, known._replace(with_null=True))
         assert passes == [2, 2, 2] + [2] * garment_time
         assert torch.allclose(together, apart, atol=1e-5)
-        assert torch.allclose(again, torch.cat([net(zt, 0.5 * t, cond), net(zt, 0.5 * t, cond.null())]), atol=1e-5)
-        assert not torch.allclose(together[:2], together[2:], atol=1e-2)
+        assert torch.allclose(again, torch.stack([net(zt, 0.5 * t, cond), net(zt, 0.5 * t, cond.null())], 1), atol=1e-5)
+        assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)

@@ -188,7 +188,7 @@ def test_noise_augmentation_when_sampling():
 @pytest.mark.parametrize("shift", [-10, 0, 10])  # of the first and the last, much of the schedule is cut off
 def test_results_stay_in_range(percentile, prediction, shift):
     def net(zt, t, cond):
-        return 5 * torch.sin(3 * torch.cat([zt, zt + 1]))
+        return 5 * torch.sin(3 * torch.stack([zt, zt + 1], 1))
 
     diffusion = DiffusionConfig(prediction=prediction, log_snr_shift=shift)
     for method, grid in product(METHODS, ("uniform", "karras", "logsnr")):

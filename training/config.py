@@ -20,9 +20,9 @@ from yaml import YAMLError
 from data.mixture import DataConfig
 from data.schema import IMAGES
 from model.diffusion import DiffusionConfig
+from model.networks import NETWORKS, AnyNetworkConfig
 from model.parallel_unet import ParallelUNetConfig
 from model.sampler import SamplerConfig
-from model.stage import NETWORKS, AnyNetworkConfig
 from training.checkpoint import CheckpointConfig
 from training.distributed import DistributedConfig
 from training.ema import EMAConfig

@@ -15,7 +15,7 @@ from training.pieces import hash_of
 from training.publish import FileFacts, Manifest, flush, partial_of, read_manifest
 
 OPTIMIZER = "optimizer"
-NETWORKS = {
+TITLES = {
     "parallel_unet": "Parallel-UNet of Zhu et al. 2023 (arXiv 2306.08276)",
     "efficient_unet": "Efficient-UNet of Saharia et al. 2022 (arXiv 2205.11487) without attention",
 }
@@ -132,7 +132,7 @@ def _config(path: Path) -> dict[str, str]:
         config = OmegaConf.to_container(OmegaConf.load(path))
         return {
             "stage": "super-resolution UNet" if config["model"]["lowres"] else "base UNet",
-            "network": NETWORKS[config["model"].get("network", "parallel_unet")],
+            "network": TITLES[config["model"].get("network", "parallel_unet")],
             "size": "x".join(str(side) for side in config["model"]["image_size"]),
             "prediction": config["diffusion"]["prediction"],
             "ema": json.dumps(config["ema"]),
