@@ -12,6 +12,7 @@ continues: what is drawn already stays as it is.
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from data.agnostic import RULES
 from data.parts import LABEL_MAPS
@@ -20,12 +21,15 @@ from model.cascade import between
 from sampling.devices import Replicas, pick_devices
 from sampling.drawing import draw_all, write_animation, write_sheet
 from sampling.inputs import ImagesAlone, Inputs, Lowres, ShardPairs, own_size
-from sampling.outputs import FORMATS, SUFFIXES, Files, Output, Shards, about, claim, make_folder
+from sampling.outputs import FORMATS, SHEET, Files, Names, Output, Shards, about, claim, make_folder
 from sampling.photos import KINDS, Shot, pairs_of_photos
 from sampling.sheets import ANIMATIONS
 from sampling.stages import Trained, find_stages, weights_of
+from sampling.stamps import SUFFIXES
 from training.distributed import agreed, on_main, process_group, say, under_torchrun
 from training.exits import run
+
+PAIRS, QUALITY = 64, 95
 
 
 def main() -> None:
@@ -38,22 +42,23 @@ def main() -> None:
             devices = pick_devices(stages, args.dp)
             inputs, lowres, grid = open_inputs(args, stages)
             out = args.out or default_out(args, places)
+            check_out(out, places, stages)
             make_folder(out)
         replicas = Replicas(stages, weights_of(args.weights, stages), devices, args.one_at_a_time)
-        with agreed():
-            output = open_output(args, stages, inputs, out)
-        form = {"format": args.format, "all_stages": args.all_stages, "quality": args.quality}
-        form |= {"pairs": inputs.num} if args.format == "webdataset" else {}
+        form = {"format": args.format, "all_stages": args.all_stages}
+        form |= {"webdataset": {"pairs": inputs.num}, "jpeg": {"quality": args.quality or QUALITY}}.get(args.format, {})
         given = inputs.about | (lowres.about if lowres else {})
         facts = about(stages, replicas.crcs, args.seed, given, form)
-        on_main(lambda: claim(out, output, inputs.num, facts, args.overwrite))
+        with agreed():
+            output = open_output(args, stages, inputs, out, facts)
+        on_main(lambda: claim(output, facts, args.overwrite))
         drawn = draw_all(replicas, stages, inputs, lowres, output, args.batch, args.seed)
         size = max((stage.config.model.image_size for stage in stages if stage.config.model.tries_on), default=None)
-        on_main(lambda: write_sheet(out / "sheet.png", inputs, lowres, output, size, args.rows, grid))
+        on_main(lambda: write_sheet(inputs, lowres, output, size, args.rows, grid))
         if args.animation:
-            path = out / f"animation.{args.animation}"
-            on_main(lambda: write_animation(path, replicas, stages, inputs, lowres, args.rows, args.seed))
-        say(f"{out}: {inputs.num} images, {drawn} of them new, and sheet.png")
+            how = args.rows, args.batch, args.seed
+            on_main(lambda: write_animation(args.animation, replicas, stages, inputs, lowres, output, *how))
+        say(f"{out}: {inputs.num} images, {drawn} of them new, and {SHEET}")
 
 
 def split(words: list[str]) -> tuple[list[Path], list[str]]:
@@ -74,18 +79,35 @@ def check(args: argparse.Namespace) -> None:
     for one, has_one, other, has_other in together:
         if has_one != has_other:
             raise ValueError(f"{one} and {other} belong together; give both, or neither")
+    photos, kind = bool(args.person), args.garment_kind
     apart = [
-        ("--person", bool(args.person), "--shards", bool(args.shards)),
-        ("--person", bool(args.person), "--unpaired", args.unpaired),
+        ("--person", photos, "--shards", bool(args.shards)),
+        ("--person", photos, "--unpaired", args.unpaired),
+        ("--person", photos, "--pairs", args.pairs is not None),
         ("--grid", args.grid is not None, "--unpaired", args.unpaired),
+        ("--garment-kind flat", kind == "flat", "--garment-pose", bool(args.garment_pose)),
     ]
     for one, has_one, other, has_other in apart:
         if has_one and has_other:
             raise ValueError(f"{one} and {other} exclude each other; leave one out")
+    idle = [
+        ("--crop", args.crop and not photos, "only photographs are cropped, with --person"),
+        ("--rule", args.rule is not None and not photos, "only photographs are masked, with --person"),
+        ("--garment-kind", kind is not None and not photos, "it is of a photograph, with --garment"),
+        ("--quality", args.quality is not None and args.format != "jpeg", "it is of --format jpeg"),
+    ]
+    refuse_idle(idle)
     for option in ("person_pose", "person_parse", "garment_mask", "garment_pose"):
         files, of = getattr(args, option), option.split("_")[0]
         if files and len(files) != len(getattr(args, of) or ()):
             raise ValueError(f"--{option.replace('_', '-')}: {len(files)} files; give one for each --{of}")
+
+
+def refuse_idle(idle: list[tuple[str, bool, str]]) -> None:
+    """Raises ValueError for options (name, whether it is given to no effect, why) that would do nothing."""
+    for option, without_effect, why in idle:
+        if without_effect:
+            raise ValueError(f"{option}: has no effect here, {why}; leave it out")
 
 
 def open_inputs(
@@ -107,9 +129,13 @@ def open_inputs(
         if not held_out:
             say("note: the run has no data.val_shards; sampling pairs it was trained on")
         shards = held_out or data[0].places()[0]
-        num = min(args.pairs, len(args.image)) if args.image else args.pairs
+        num = args.pairs or PAIRS
+        num = min(num, len(args.image)) if args.image else num
         inputs = ShardPairs(shards, sizes, num, args.unpaired, grid)
     else:
+        why = f"{first.name} and what follows know no garment, and --image names all that is drawn"
+        given = (("--shards", args.shards), ("--unpaired", args.unpaired), ("--grid", grid))
+        refuse_idle([(option, bool(value), why) for option, value in given])
         inputs = ImagesAlone(args.image)
     if wants_image and not args.image:
         say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
@@ -138,26 +164,35 @@ def open_photos(args: argparse.Namespace) -> tuple[Inputs, tuple[int, int] | Non
             Shot(garment, pose=each(args.garment_pose, i), mask=each(args.garment_mask, i))
             for i, garment in enumerate(garments)
         ],
-        args.garment_kind,
+        args.garment_kind or KINDS[0],
         crop=args.crop,
-        rule=args.rule,
+        rule=args.rule or RULES[0],
     )
     for note in notes:
         say(f"note: {note}")
     return inputs, (len(persons), len(garments)) if inputs.num > 1 else None
 
 
-def open_output(args: argparse.Namespace, stages: list[Trained], inputs: Inputs, out: Path) -> Output:
-    names = [stage.name for stage in (stages if args.all_stages else stages[-1:])]
+def open_output(
+    args: argparse.Namespace, stages: list[Trained], inputs: Inputs, out: Path, facts: dict[str, Any]
+) -> Output:
+    wanted = [stage.name for stage in (stages if args.all_stages else stages[-1:])]
+    names = Names(inputs.key, inputs.num, wanted, SUFFIXES[args.format], facts)
     if args.format == "webdataset":
-        return Shards(out, inputs.key, names)
-    return Files(out, inputs.key, names, SUFFIXES[args.format], args.quality)
+        return Shards(out, names, wanted)
+    return Files(out, names, wanted, args.quality or QUALITY)
 
 
 def default_out(args: argparse.Namespace, places: list[Path]) -> Path:
     name = "samples" if len(places) == 1 else "samples_cascade"
     name += "_unpaired" if args.unpaired else "_photos" if args.person else "_grid" if args.grid else ""
     return places[-1] / name
+
+
+def check_out(out: Path, places: list[Path], stages: list[Trained]) -> None:
+    """Raises ValueError when the pictures would lie among the files of a cascade or of a run."""
+    if out.resolve() in {folder.resolve() for folder in (*places, *(stage.folder for stage in stages))}:
+        raise ValueError(f"--out {out}: is the folder of what draws; name one of its own, such as {out / 'samples'}")
 
 
 def grid_size(text: str) -> tuple[int, int]:
@@ -185,16 +220,16 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what = result.add_argument_group("what is drawn")
     what.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
-    what.add_argument("--pairs", type=count, default=64, help="the first so many pairs [64]")
+    what.add_argument("--pairs", type=count, help=f"the first so many pairs [{PAIRS}]")
     what.add_argument("--unpaired", action="store_true", help="give every person the garment of the next pair")
     what.add_argument("--grid", type=grid_size, metavar="8x5", help="8 persons, each in 5 garments")
     photos = result.add_argument_group("photographs, prepared as data.prepare does it: every person in every garment")
     files = {"type": Path, "nargs": "+", "metavar": "FILE"}
     photos.add_argument("--person", **files, help="from head to hips, upright")
     photos.add_argument("--garment", **files, help="a transparent PNG is a garment cut out already")
-    photos.add_argument("--garment-kind", choices=KINDS, default="worn", help="by somebody, or lying flat [worn]")
+    photos.add_argument("--garment-kind", choices=KINDS, help="by somebody, or lying flat [worn]")
     photos.add_argument("--crop", action="store_true", help="crop each photograph to its person [the whole is shown]")
-    photos.add_argument("--rule", choices=RULES, default="paper", help="what of the person is masked [paper]")
+    photos.add_argument("--rule", choices=RULES, help="what of the person is masked [paper]")
     photos.add_argument("--person-pose", **files, help="JSON of OpenPose and others [estimated]")
     photos.add_argument("--person-parse", **files, help="parse maps [estimated]")
     photos.add_argument("--label-map", help=f"of the parse maps: {', '.join(LABEL_MAPS)}, or a file")
@@ -215,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     where = result.add_argument_group("what is written")
     where.add_argument("--out", type=Path, help="[samples, samples_unpaired, ... in the last folder named]")
     where.add_argument("--format", choices=FORMATS, default="png", help="webdataset: tar shards of PNG [png]")
-    where.add_argument("--quality", type=quality, default=95, help="of JPEG [95]")
+    where.add_argument("--quality", type=quality, help=f"of JPEG [{QUALITY}]")
     where.add_argument("--all-stages", action="store_true", help="write every stage's images, in OUT/STAGE/")
     where.add_argument("--rows", type=count, default=8, help="pairs on the contact sheet, and in the animation [8]")
     where.add_argument("--animation", choices=ANIMATIONS, help="OUT/animation.*: the denoising of the first pairs")
@@ -224,4 +259,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "the same command draws what is missing")

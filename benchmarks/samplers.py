@@ -33,16 +33,16 @@ ALL_GRIDS = ("uniform", "karras", "logsnr")
 
 
 def settings(args: argparse.Namespace) -> Iterator[tuple[SamplerConfig, int]]:
-    """Each sampler, and the seed of its noise; the reference first."""
+    """Each sampler, and the seed of its noise; the reference first, and last from other noise."""
     for scale in args.scales:
         reference = SamplerConfig(method="ddpm", num_steps=args.reference, guidance_scale=scale)
         yield reference, 0
-        yield reference, 1
         for num in args.evaluations:
             for method in args.methods:
                 steps = num // 2 + 1 if method == "heun" else num
                 for grid in GRIDS.get(method, ALL_GRIDS):
                     yield SamplerConfig(method=method, num_steps=steps, time_grid=grid, guidance_scale=scale), 0
+        yield reference, 1
 
 
 class Bench:
@@ -93,9 +93,11 @@ def compared(rows: list[dict]) -> None:
 def curves(rows: list[dict], measure: str, scale: float) -> list[Curve]:
     """One for each method and grid; the reference, from either noise, as points of its own."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for i, row in enumerate(each for each in rows if each["guidance_scale"] == scale):
-        alone = row["method"] in GRIDS
-        name = f"ddpm {row['evaluations']}" if i < 2 else row["method"] + ("" if alone else f", {row['time_grid']}")
+    rows = [row for row in rows if row["guidance_scale"] == scale]
+    most = max(row["evaluations"] for row in rows)
+    for row in rows:
+        reference, alone = row["evaluations"] == most, row["method"] in GRIDS
+        name = f"ddpm {most}" if reference else row["method"] + ("" if alone else f", {row['time_grid']}")
         found.setdefault(name, []).append((row["evaluations"], row[measure]))
     return [Curve(name, sorted(points)) for name, points in found.items()]
 

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.loader import collate
 from data.schema import Sample
 from model.cascade import Cascade, Stage, between
 from model.diffusion import to_uint8, to_unit_range
 from model.sampler import Step
 from sampling.stages import Trained, load
-from training.batch import clean_conditions, to_device
 from training.distributed import under_torchrun
 from training.draws import SamplingNoise
-from training.engine import pick_device
+from training.engine import pick_device, set_backends
+from training.held_out import conditions_of
 
 
 class Work(NamedTuple):
@@ -57,14 +56,18 @@ class Replicas:
         one_at_a_time: bool = False,
     ):  # fmt: skip
         self.devices = list(devices)
-        loaded = [load(stage, weights[stage.name], self.devices[0]) for stage in stages]
-        self.crcs = {stage.name: crc for stage, crc in loaded}
-        copies = [[stage for stage, _ in loaded]]
-        copies += [[stage._replace(net=deepcopy(stage.net)) for stage in copies[0]] for _ in self.devices[1:]]
+        set_backends(*(stage.config.engine for stage in stages))
+        self.crcs: dict[str, str] = {}
+        copies: list[list[Stage]] = [[] for _ in self.devices]
+        for stage in stages:  # the host holds one of them at a time, and one copy
+            loaded, self.crcs[stage.name] = load(stage, weights[stage.name], self.devices[0])
+            for device, mine in zip(self.devices, copies, strict=True):
+                net = loaded.net if mine is copies[-1] else deepcopy(loaded.net)
+                mine.append(loaded._replace(net=net if one_at_a_time else net.to(device)))
         self.cascades = [
             Cascade(each, device, one_at_a_time) for each, device in zip(copies, self.devices, strict=True)
         ]
-        self.stages = [stage.stage() for stage in stages]
+        self.stages = self.cascades[0].stages
 
     def __call__(
         self, work: Work, seed: int, start: str | None = None, stop: str | None = None,
@@ -96,9 +99,7 @@ def _draw(
     conditions = {}
     for stage in stages:
         if stage.name in work.samples:
-            samples = work.samples[stage.name]
-            batch = to_device(collate(work.positions, samples, [_Nothing()] * len(samples)), device)
-            cond = clean_conditions(batch, to_unit_range(batch.person), stage.model)
+            cond = conditions_of(work.samples[stage.name], work.positions, stage.model, device)
             conditions[stage.name] = cond._replace(lowres=None)
 
     def noise(stage: Stage) -> SamplingNoise:
@@ -116,9 +117,3 @@ def _small(images: list[np.ndarray], stage: Stage) -> torch.Tensor:
     if x.shape[-2:] != stage.lowres_size:
         x = F.interpolate(x, size=stage.lowres_size, mode="bilinear", antialias=True)
     return x.contiguous()
-
-
-class _Nothing(tuple):
-    """The draws of a batch that is only sampled."""
-
-    __slots__ = ()

@@ -1,7 +1,6 @@
 """All pictures of some inputs, shared out over the ranks; what is there already is not drawn again."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -9,9 +8,10 @@ from data.dataset import BadSample
 from data.schema import Sample
 from sampling.devices import Replicas, Work
 from sampling.inputs import Inputs, Lowres
-from sampling.outputs import Output
-from sampling.sheets import Recorder, figure, pairs_sheet, sharpened_sheet
+from sampling.outputs import SHEET, Output, write_whole
+from sampling.sheets import Recorder, figure, images_sheet, pairs_sheet
 from sampling.stages import Trained
+from sampling.stamps import is_whole, saved
 from training.distributed import agreed, all_gather, get_rank, num_ranks
 
 
@@ -32,17 +32,31 @@ def draw_all(
     """Draws the pictures that are not there yet; returns how many pairs were drawn.
 
     Every rank takes its share of what is missing.  Raises ValueError on every rank, when all others are drawn, naming
-    the pairs whose samples are broken.
+    the pairs whose samples are broken; and when a rank cannot go on, once the others have drawn theirs.
     """
-    units = output.units(inputs.num)
+    units = output.units
     mine = range(get_rank(), len(units), num_ranks())
-    missing = sorted(n for share in all_gather([n for n in mine if not output.is_there(units[n])]) for n in share)
+    with agreed():  # names are read from the shards
+        mine = [n for n in mine if not output.is_there(units[n])]
+    missing = sorted(n for share in all_gather(mine) for n in share)
     mine = [units[n] for n in missing[get_rank() :: num_ranks()]]
-    together = max(1, batch // len(units[0]))
+    with agreed():
+        broken = _draw(mine, replicas, stages, inputs, lowres, output, batch, seed)
+        if broken:
+            raise ValueError(f"{len(broken)} pictures or shards are missing, all others are drawn: {'; '.join(broken)}")
+    return sum(len(units[n]) for n in missing)
+
+
+def _draw(
+    units: list[list[int]], replicas: Replicas, stages: Sequence[Trained], inputs: Inputs, lowres: Lowres | None,
+    output: Output, batch: int, seed: int,
+) -> list[str]:  # fmt: skip
+    """Draws this rank's units; returns why some are missing."""
+    together = max(1, batch // max(map(len, units), default=1))
     broken = []
-    for start in tqdm(range(0, len(mine), together), desc="sampling", unit="batch", disable=None):
+    for start in tqdm(range(0, len(units), together), desc="sampling", unit="batch", disable=None):
         whole = []
-        for unit in mine[start : start + together]:
+        for unit in units[start : start + together]:
             try:
                 whole.append((unit, [work_of([i], stages, inputs, lowres) for i in unit]))
             except BadSample as error:
@@ -55,10 +69,7 @@ def draw_all(
         for unit, _ in whole:
             output.write(unit, drawn[: len(unit)])
             drawn = drawn[len(unit) :]
-    with agreed():  # all ranks have written theirs
-        if broken:
-            raise ValueError(f"{len(broken)} pictures or shards are missing, all others are drawn: {'; '.join(broken)}")
-    return sum(len(units[n]) for n in missing)
+    return broken
 
 
 def _joined(works: Sequence[Work]) -> Work:
@@ -70,16 +81,17 @@ def _joined(works: Sequence[Work]) -> Work:
 
 
 def write_sheet(
-    path: Path, inputs: Inputs, lowres: Lowres | None, output: Output, size: tuple[int, int] | None, rows: int,
+    inputs: Inputs, lowres: Lowres | None, output: Output, size: tuple[int, int] | None, rows: int,
     grid: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """A sheet of the first `rows` pairs, or of all persons in all garments of a grid.
 
-    size: at which pairs are read; None where only low-resolution images are.
+    size: at which pairs are read; None where only low-resolution images are.  Raises ValueError when it cannot be
+    written.
     """
     num = min(rows, inputs.num)
     if size is None:
-        sheet = sharpened_sheet([lowres(i) for i in range(num)], [output.read(i) for i in range(num)])
+        sheet = images_sheet([lowres(i) for i in range(num)], [output.read(i) for i in range(num)])
     elif grid is None:
         samples: list[Sample] = [inputs.sample(i, size) for i in range(num)]
         sheet = pairs_sheet(samples, [output.read(i) for i in range(num)], inputs.paired)
@@ -90,19 +102,22 @@ def write_sheet(
             [inputs.sample(j, size).garment for j in range(garments)],
             [[output.read(i * garments + j) for j in range(garments)] for i in range(persons)],
         )
-    sheet.save(path)
+    write_whole(output.out / SHEET, saved(sheet, "png", output.names.stamp("sheet", num)))
 
 
 def write_animation(
-    path: Path,
-    replicas: Replicas,
-    stages: Sequence[Trained],
-    inputs: Inputs,
-    lowres: Lowres | None,
-    rows: int,
-    seed: int,
-) -> None:
-    """The denoising of the first `rows` pairs side by side, drawn once more by one device."""
+    suffix: str, replicas: Replicas, stages: Sequence[Trained], inputs: Inputs, lowres: Lowres | None, output: Output,
+    rows: int, batch: int, seed: int,
+) -> None:  # fmt: skip
+    """The denoising of the first `rows` pairs side by side, drawn once more by one device, unless it is there.
+
+    Raises ValueError when it cannot be written.
+    """
+    num = min(rows, inputs.num)
+    path, stamp = output.out / f"animation.{suffix}", output.names.stamp("animation", num)
+    if is_whole(path, stamp):
+        return
     recorder = Recorder(replicas.stages)
-    replicas(work_of(range(min(rows, inputs.num)), stages, inputs, lowres), seed, on_step=recorder)
-    recorder.save(path)
+    for first in range(0, num, batch):
+        replicas(work_of(range(first, min(first + batch, num)), stages, inputs, lowres), seed, on_step=recorder)
+    write_whole(path, recorder.animation(suffix, stamp))

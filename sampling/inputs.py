@@ -14,7 +14,8 @@ import numpy as np
 from data.dataset import ShardedDataset
 from data.framing import fit
 from data.schema import Sample
-from sampling.photos import read_photograph, unique
+from data.shards import escape_key
+from sampling.photos import joined, name_of, read_photograph, unique
 from sampling.stages import Trained
 
 Pair = tuple[int, int]  # numbers of a person and a garment
@@ -26,7 +27,7 @@ class Inputs(Protocol):
     about: dict[str, Any]  # what the pictures depend on, as JSON
 
     def key(self, i: int) -> str:
-        """The name of pair i, which no other has."""
+        """The name of pair i, which no other has, fit for a file."""
 
     def sample(self, i: int, size: tuple[int, int]) -> Sample:
         """Pair i at this size (height, width)."""
@@ -73,7 +74,7 @@ class ShardPairs:
 
     def key(self, i: int) -> str:
         person, garment = self.pairs[i]
-        return self._key(person) if person == garment else f"{self._key(person)}__{self._key(garment)}"
+        return escape_key(self._key(person)) if person == garment else joined(self._key(person), self._key(garment))
 
     def sample(self, i: int, size: tuple[int, int]) -> Sample:
         person, garment = self.pairs[i]
@@ -81,7 +82,7 @@ class ShardPairs:
         if person == garment:
             return sample
         other = self.sets[size].read(garment)
-        key = f"{sample.key}__{other.key}"
+        key = joined(sample.key, other.key)
         return sample._replace(key=key, garment=other.garment, garment_pose=other.garment_pose)
 
 
@@ -94,7 +95,7 @@ class ImagesAlone:
         self.keys, self.num, self.about = unique([file.stem for file in files]), len(files), {}
 
     def key(self, i: int) -> str:
-        return self.keys[i]
+        return escape_key(self.keys[i])
 
     def sample(self, i: int, size: tuple[int, int]) -> Sample:
         raise AssertionError("these stages know no garment")
@@ -105,7 +106,7 @@ class Lowres:
 
     def __init__(self, stage: Trained, inputs: Inputs, files: Sequence[Path] | None):
         self.stage, self.inputs, self.files = stage, inputs, files
-        self.images = [low_resolution(read_photograph(file), stage, str(file)) for file in files or ()]
+        self.images = [low_resolution(read_photograph(file), stage, name_of(file)) for file in files or ()]
         if files and len(files) != inputs.num:
             raise ValueError(
                 f"--image: {len(files)} images for {inputs.num} pairs; give one for each pair, in their order, or take "

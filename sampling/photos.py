@@ -12,26 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.agnostic import GRAY
+from data.agnostic import GRAY, RULES
 from data.estimators import DEFAULT, Estimators, estimate
 from data.estimators.weights import Unusable
-from data.images import as_seen, load_image
+from data.images import as_seen, load_image, to_srgb
 from data.importers.cloth_mask import find_cloth, read_cloth_mask
 from data.importers.photos import with_garment
 from data.parts import label_map, read_parse
 from data.pose_formats import read_pose
 from data.preprocess import Preparation, check_photo, make_flat_sample, make_sample
-from data.schema import JOINTS, Photo, Sample
+from data.schema import Photo, Sample
+from data.shards import escape_key
+from sampling.in_view import look_at_person, shows_head
 
 KINDS = ("worn", "flat")
 MIN_SIDE = 128  # pixels of a photograph's shorter side: the first stage of the paper's cascade draws as many
 STILL = ("MPO",)  # of formats that may hold several frames: a camera's, whose others are previews
-FACE = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
-IN_VIEW = {
-    "face": FACE,
-    "shoulders": ("right_shoulder", "left_shoulder"),
-    "hips": ("right_hip", "left_hip"),
-}  # of each, one joint at least must be seen
+IF_FLAT = "if the garment lies flat, say so with --garment-kind flat"
+MAYBE_FLAT = f"no head in view; {IF_FLAT}"
+MAYBE_WORN = "somebody seems to wear it, and would be taken for a part of it; leave out --garment-kind flat"
 
 REMEDIES = {  # of data.prepare: what helps here instead
     ", or --skip-bad": "",
@@ -69,7 +68,11 @@ class Read(NamedTuple):
 
 
 def name_of(source: Source) -> str:
-    return "an image in memory" if isinstance(source, Image.Image) else str(source)
+    if isinstance(source, Image.Image):
+        return str(
+            getattr(source, "filename", "") or "an image in memory"
+        )  # of one that a program has opened, its file
+    return str(source)
 
 
 def read_photograph(source: Source) -> np.ndarray:
@@ -84,13 +87,18 @@ def read_photograph(source: Source) -> np.ndarray:
 def _opened(source: Source) -> Image.Image:
     """The decoded image.  Raises ValueError for an animation too."""
     if isinstance(source, Image.Image):
-        return source
-    decoded = load_image(Path(source), "image")
-    with Image.open(source) as image:
-        frames = 1 if image.format in STILL else getattr(image, "n_frames", 1)
+        frames, decoded = _frames(source), source
+    else:
+        decoded = load_image(Path(source), "image")
+        with Image.open(source) as image:
+            frames = _frames(image)
     if frames > 1:
-        raise ValueError(f"{source}: has {frames} frames; save one of them as JPEG or PNG")
+        raise ValueError(f"{name_of(source)}: has {frames} frames; save one of them as JPEG or PNG")
     return decoded
+
+
+def _frames(image: Image.Image) -> int:
+    return 1 if image.format in STILL else getattr(image, "n_frames", 1)
 
 
 def _spoken(read: Callable[[], Any]) -> Any:
@@ -110,39 +118,60 @@ def read_person(shot: Shot, estimators: Estimators = DEFAULT) -> Read:
     """The person's Photo.
 
     Raises ValueError naming the file and the remedy when it is no photograph, smaller than MIN_SIDE, shows nobody, or
-    neither a face nor a torso.
+    has no head, shoulders, trunk or hips in view, by the joints and by the parts.
     """
     image = _large_enough(read_photograph(shot.image), shot.image)
     photo, notes = _spoken(lambda: _photo(shot, image, estimators))
-    for region, joints in IN_VIEW.items():
-        if not photo.pose[[JOINTS.index(joint) for joint in joints], 2].any():
-            raise ValueError(
-                f"{name_of(shot.image)}: no {region} in view; take a photograph that shows the person from head to hips"
-            )
-    return Read(photo, notes, _crc(photo.image, photo.parts, photo.pose))
+    try:
+        seen = look_at_person(photo)
+    except ValueError as error:
+        raise ValueError(f"{name_of(shot.image)}: {error}") from error
+    return Read(photo, seen + notes, _crc(photo.image, photo.parts, photo.pose))
 
 
 def read_garment(shot: Shot, kind: str, estimators: Estimators = DEFAULT) -> Read:
     """The Garment of a photograph: worn by somebody, or flat, on a plain background or cut out.
 
-    What is transparent is not the garment: such an image is taken for one that lies flat.  Raises ValueError as
-    read_person does, except that neither face nor hips need to be in view.
+    What is transparent is not the garment: such an image is taken for one that lies flat.  A note says when it looks
+    like the other kind.  Raises ValueError as read_person does, except that neither head nor hips need to be in view.
     """
     image, alpha = _spoken(lambda: _cut(_opened(shot.image), shot.image))
     _large_enough(image, shot.image)
     if alpha is not None:
+        if shot.pose is not None:
+            raise ValueError(
+                f"{name_of(shot.image)}: is transparent, so it is taken for a garment that lies flat and has no pose; "
+                "leave out --garment-pose"
+            )
         return _flat(image, _outline(shot, image, alpha), ())
     if kind == "flat":
-        mask, notes = (_mask(shot, image), ()) if shot.mask else find_cloth(image)
-        return _flat(image, mask, notes)
-    photo, notes = _spoken(lambda: _photo(shot, image, estimators))
+        if shot.mask:
+            return _flat(image, _mask(shot, image), ())
+        mask, notes = find_cloth(image)
+        if not mask.any():
+            raise ValueError(
+                f"{name_of(shot.image)}: nothing in it stands out from its background; take the garment on a plain "
+                "ground of another colour, or bring a mask of it"
+            )
+        return _flat(image, mask, (MAYBE_WORN,) * _is_worn(image, estimators) + notes)
+    photo, notes = _spoken(lambda: _photo(shot, image, estimators, f"; {IF_FLAT}"))
+    notes = (MAYBE_FLAT,) * (not shows_head(photo)) + notes
     if shot.mask:
         photo = photo._replace(parts=with_garment(photo.parts, _mask(shot, image)))
     _spoken(lambda: check_photo(photo, name_of(shot.image)))
     return Read(Garment(photo), notes, _crc(photo.image, photo.parts, photo.pose))
 
 
-def _photo(shot: Shot, image: np.ndarray, estimators: Estimators) -> tuple[Photo, tuple[str, ...]]:
+def _is_worn(image: np.ndarray, estimators: Estimators) -> bool:
+    """Whether somebody is found in the picture; no without the estimators, which a flat garment does not need."""
+    try:
+        return shows_head(estimate(image, estimators).photo)
+    except ValueError:
+        return False
+
+
+def _photo(shot: Shot, image: np.ndarray, estimators: Estimators, hint: str = "") -> tuple[Photo, tuple[str, ...]]:
+    """The photo and what an estimate cannot tell; hint: what else to try where nobody is found."""
     parts = read_parse(shot.parse, label_map(shot.labels)) if shot.parse else None
     pose, notes = None, ()
     if parts is None or shot.pose is None:
@@ -151,7 +180,7 @@ def _photo(shot: Shot, image: np.ndarray, estimators: Estimators) -> tuple[Photo
         except Unusable:
             raise
         except ValueError as error:
-            raise ValueError(f"{name_of(shot.image)}: {error}") from error
+            raise ValueError(f"{name_of(shot.image)}: {error}{hint}") from error
         parts, pose = photo.parts if parts is None else parts, photo.pose
     if shot.pose is not None:
         pose = read_pose(shot.pose, size=image.shape[:2], parts=parts)
@@ -166,12 +195,14 @@ def _cut(opened: Image.Image, source: Source) -> tuple[np.ndarray, np.ndarray | 
     if not opened.has_transparency_data:
         return seen, None
     upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    alpha = np.array(upright.getchannel("A"))
-    if alpha.min() == 255:
+    alpha = upright.getchannel("A")
+    if np.array(alpha).min() == 255:
         return seen, None
+    cloth = to_srgb(upright.convert("RGB"))
+    cloth.putalpha(alpha)
     gray = Image.new("RGBA", upright.size, (GRAY, GRAY, GRAY, 255))
-    gray.alpha_composite(upright)
-    return np.array(gray.convert("RGB")), alpha
+    gray.alpha_composite(cloth)
+    return np.array(gray.convert("RGB")), np.array(alpha)
 
 
 def _outline(shot: Shot, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -210,7 +241,14 @@ def pairs_of_photos(
     persons: Sequence[Shot], garments: Sequence[Shot], kind: str, pairs: Sequence[tuple[int, int]] | None = None, *,
     crop: bool = False, rule: str = "paper", estimators: Estimators = DEFAULT,
 ) -> tuple["PhotoPairs", list[str]]:  # fmt: skip
-    """These pairs of (person, garment), or every person in every garment, and what the photographs cannot tell."""
+    """These pairs of (person, garment), or every person in every garment, and what the photographs cannot tell.
+
+    Raises ValueError for a kind that is not of KINDS, a rule that is not of RULES, and as read_person and read_garment.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"garment_kind={kind!r}: no such kind; there are {', '.join(KINDS)}")
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r}: no such rule; there are {', '.join(RULES)}")
     read = (
         [read_person(shot, estimators) for shot in persons],
         [read_garment(shot, kind, estimators) for shot in garments],
@@ -242,6 +280,12 @@ def unique(names: Sequence[str]) -> list[str]:
     return told
 
 
+def joined(person: str, garment: str) -> str:
+    """PERSON__GARMENT, fit for a file, and of no other two: A__B in C is A%5F%5FB__C, A in B__C is A__B%5F%5FC."""
+    parts = map(escape_key, (person, garment))
+    return "__".join(part.replace("_", "%5F") if "__" in f"_{part}_" else part for part in parts)
+
+
 class PhotoPairs:
     """Pairs of a person's and a garment's photograph.
 
@@ -262,7 +306,7 @@ class PhotoPairs:
 
     def key(self, i: int) -> str:
         person, garment = self.pairs[i]
-        return f"{self.names[0][person]}__{self.names[1][garment]}"
+        return joined(self.names[0][person], self.names[1][garment])
 
     def sample(self, i: int, size: tuple[int, int]) -> Sample:
         person, garment = self.pairs[i]

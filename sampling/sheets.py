@@ -1,21 +1,21 @@
 """Pictures of pictures: contact sheets, grids of persons and garments, and the denoising in motion."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.schema import Sample
 from model.cascade import Stage
 from model.diffusion import to_uint8
 from model.sampler import Step
-from training.sheet import GAP, PAPER, contact_sheet, grid, scaled
+from sampling.stamps import saved
+from training.sheet import GAP, PAPER, contact_sheet, grid, scaled, sharpened_sheet
 
 SMALLEST, HEIGHT = 128, 256  # of one picture on a sheet
 FRAMES = 24  # of each stage, at most
 FRAME_MS, LAST_MS = 120, 2000
+WIDEST = 16383  # pixels that WebP can hold
 ANIMATIONS = ("webp", "gif", "png")
 
 
@@ -24,11 +24,9 @@ def pairs_sheet(samples: list[Sample], results: list[np.ndarray], paired: bool) 
     return Image.fromarray(contact_sheet(samples, results, paired=paired, height=_height(results[0])))
 
 
-def sharpened_sheet(lowres: list[np.ndarray], results: list[np.ndarray]) -> Image.Image:
+def images_sheet(lowres: list[np.ndarray], results: list[np.ndarray]) -> Image.Image:
     """Low-resolution images beside what became of them, a row an image."""
-    height = _height(results[0])
-    rows = [[scaled(small, height), scaled(result, height)] for small, result in zip(lowres, results, strict=True)]
-    return Image.fromarray(grid(rows, ["input", "result"]))
+    return Image.fromarray(sharpened_sheet(lowres, results, height=_height(results[0])))
 
 
 def figure(persons: list[np.ndarray], garments: list[np.ndarray], results: list[list[np.ndarray]]) -> Image.Image:
@@ -49,29 +47,33 @@ def _height(picture: np.ndarray) -> int:
 
 
 class Recorder:
-    """The predicted images of every step, side by side in frames of one height."""
+    """The predicted images of every step, in frames of one height; those of several batches side by side."""
 
     def __init__(self, stages: Sequence[Stage]):
         self.height = min(HEIGHT, stages[-1].model.image_size[0])
         self.seen = {stage.name: 0 for stage in stages}
-        self.frames: list[Image.Image] = []
+        self.frames: dict[tuple[str, int], list[np.ndarray]] = {}  # by stage and step, a picture a pair
 
     def __call__(self, stage: Stage, step: Step) -> None:
+        num = stage.sampler.num_steps
+        number, every = self.seen[stage.name] % num + 1, -(-num // FRAMES)
         self.seen[stage.name] += 1
-        number, every = self.seen[stage.name], -(-stage.sampler.num_steps // FRAMES)
-        if (number - 1) % every == 0 or number == stage.sampler.num_steps:
-            self.frames.append(self._frame(step.x0))
+        if (number - 1) % every == 0 or number == num:
+            images = to_uint8(step.x0).permute(0, 2, 3, 1).cpu().numpy()
+            pictures = self.frames.setdefault((stage.name, number), [])
+            pictures += [scaled(image, self.height) for image in images]
 
-    def _frame(self, x0: torch.Tensor) -> Image.Image:
-        images = to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy()
-        pictures = [scaled(image, self.height) for image in images]
+    def animation(self, suffix: str, stamp: str) -> bytes:
+        """A file's bytes.  Raises ValueError when there are too many pairs for one."""
+        first, *rest = [self._frame(pictures) for pictures in self.frames.values()]
+        if first.width > WIDEST:
+            raise ValueError(f"--animation: {first.width} pixels wide, {WIDEST} is the most; ask for fewer --rows")
+        lasting = [FRAME_MS] * len(rest) + [LAST_MS]
+        return saved(first, suffix, stamp, save_all=True, append_images=rest, duration=lasting, loop=0)
+
+    def _frame(self, pictures: list[np.ndarray]) -> Image.Image:
         width = pictures[0].shape[1]
         sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, self.height), PAPER)
         for i, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (i * (width + GAP), 0))
         return sheet
-
-    def save(self, path: Path) -> None:
-        first, *rest = self.frames
-        lasting = [FRAME_MS] * len(rest) + [LAST_MS]
-        first.save(path, save_all=True, append_images=rest, duration=lasting, loop=0)

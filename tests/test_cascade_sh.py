@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from runs import HOME
+from training.config import Config
 
 # Stands before every python, as a container would: notes what it was to train, and says that it is done, or not.
 INSIDE = """#!/usr/bin/env bash
@@ -69,3 +70,20 @@ def test_other_configs(cascade, tmp_path):
     status, text, started = cascade("--configs", str(folder))
     assert status == 0 and started == [f"train_ddp.py {folder}/sr_unet.yaml run.dir={tmp_path}/runs/sr_unet"], text
     assert cascade("--config", "x")[0] == 1
+
+
+def test_what_is_refused_before_anything_starts(cascade, tmp_path):
+    for words, said in (
+        (("other",), f"{tmp_path}/runs and other: two folders; name one"),
+        (("sr_unett.optim.lr=1",), "sr_unett is neither a stage (base_unet, sr_unet, sr_1024) nor a part of a config"),
+        (("--what",), "--help says which there are"),
+    ):
+        status, text, started = cascade(*words)
+        assert status == 1 and said in text and not started
+    status, text, started = cascade("--help")
+    assert status == 0 and "bash launch/cascade.sh [DIR]" in text and "set -e" not in text and not started
+
+
+def test_it_knows_the_parts_of_a_config():
+    (line,) = [line for line in (HOME / "launch/cascade.sh").read_text().splitlines() if line.startswith("parts=")]
+    assert set(line.removeprefix("parts=").strip('"').split()) == set(Config.model_fields)

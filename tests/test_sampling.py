@@ -17,9 +17,11 @@ from cascades import SIZES, write_cascade
 from data.dataset import ShardedDataset
 from runs import Script, finish, ranks
 from sampling.devices import Replicas, Work
-from sampling.drawing import work_of
+from sampling.drawing import work_of, write_animation
 from sampling.inputs import ShardPairs
+from sampling.outputs import Files, Names
 from sampling.stages import find_stages, weights_of
+from training.sheet import GAP
 
 NUM = 5
 
@@ -80,12 +82,25 @@ def test_two_ranks(cascade, alone, tmp_path):
     assert_same(drawn(alone), drawn(tmp_path / "out"))
 
 
+def test_a_rank_that_cannot_go_on(cascade, alone, tmp_path):
+    """The others draw theirs, and all end with its reason."""
+    outs = [tmp_path / "out", tmp_path / "full"]
+    blocked = outs[1] / f"{sorted(drawn(alone))[1]}.png"  # rank 1's first picture
+    blocked.mkdir(parents=True)
+    each = [words(cascade, out, "--batch", "1", "--stop", "base_unet") for out in outs]
+    statuses, text = finish(ranks(tmp_path, 2, each, "sample.py"))
+    assert statuses == [1, 1] and "Traceback" not in text and "lost contact" not in text
+    assert f"{blocked}: cannot be written" in text and "rank 1] " in text
+    assert len(drawn(outs[0])) == 3 and not drawn_files(outs[1])[1:]
+
+
 def test_replicas_share_a_batch(cascade, alone):
     stages = find_stages([cascade], [])
     replicas = Replicas(stages, weights_of([], stages), [torch.device("cpu")] * 2)
     inputs = ShardPairs(stages[0].config.data.val_shards, [(8, 8), (16, 16)], NUM)
     images = replicas(work_of(range(NUM), stages, inputs, None), seed=0)["sr_1024"]
     assert_same(drawn(alone), {inputs.key(i): image.astype(int) for i, image in enumerate(images)})
+    assert all(stage.net is not None for stage in replicas.stages)
     sizes = [len(Work(list(range(NUM)), {}).share(i, 2).positions) for i in range(2)]
     assert sizes == [3, 2] and replicas.cascades[0].stages[0].net is not replicas.cascades[1].stages[0].net
 
@@ -121,6 +136,18 @@ def test_killed_and_started_again(cascade, alone, tmp_path, capsys):
     assert_same(drawn(alone), {name: picture for name, picture in drawn(out).items() if name in drawn(alone)})
 
 
+def test_the_same_command_again_draws_nothing(cascade, alone, tmp_path, capsys):
+    out = Path(shutil.copytree(alone, tmp_path / "out"))
+    before = (out / "animation.webp").stat().st_mtime_ns
+    call(*words(cascade, out, "--all-stages", "--animation", "webp"))
+    assert "0 of them new" in capsys.readouterr().err
+    assert (out / "animation.webp").stat().st_mtime_ns == before
+    (out / "sheet.png").unlink()
+    (out / "sheet.png").mkdir()
+    with pytest.raises(ValueError, match=r"sheet\.png: cannot be written"):
+        call(*words(cascade, out, "--all-stages"))
+
+
 def drawn_files(out: Path) -> list[Path]:
     return [path for path in out.glob("*.png") if path.stem != "sheet"]
 
@@ -133,11 +160,17 @@ def test_other_options_are_refused_or_overwrite(cascade, alone, tmp_path, capsys
         call(*words(cascade, out, *more))
     said = "its pictures were made with other options (seed was 0, now 7; stages.sr_unet.sampler.num_steps was 3, now 2"
     assert said in str(refusal.value) and "choose another --out, or replace them with --overwrite" in str(refusal.value)
+    with pytest.raises(ValueError, match=r"stages\.base_unet\.model\.head_dim was 8, now 4"):
+        call(*words(cascade, out, "--all-stages", "base_unet.model.head_dim=4"))
     assert {path: path.read_bytes() for path in out.glob("*.png")} == before
-    call(*words(cascade, out, "--overwrite", *more))
-    assert f"{NUM} of them new" in capsys.readouterr().err
+    call(*words(cascade, out, "--overwrite", *more, "--pairs", "2"))
+    assert "2 of them new" in capsys.readouterr().err and len(drawn(out)) == len(drawn(out / "base_unet")) == 2
+    call(*words(cascade, out, *more))
+    assert f"{NUM - 2} of them new" in capsys.readouterr().err
     assert all(path.read_bytes() != old for path, old in before.items())
-    sampler = json.loads((out / "sampling.json").read_text())["stages"]
+    facts = json.loads((out / "sampling.json").read_text())
+    assert facts["form"] == {"format": "png", "all_stages": True}, "quality is of JPEG"
+    sampler = facts["stages"]
     assert [sampler[name]["sampler"]["num_steps"] for name in SIZES] == [3, 2, 3]
 
 
@@ -167,7 +200,25 @@ def test_a_grid_of_persons_and_garments(cascade, shards, tmp_path):
 def test_the_denoising_moves(alone):
     animation = Image.open(alone / "animation.webp")
     assert animation.n_frames == 3 * 3, "three stages of three steps"
-    assert animation.width > NUM * 32
+    assert animation.width == NUM * (32 + GAP) - GAP, "of all batches"
+
+
+def test_the_denoising_is_drawn_in_batches(cascade, tmp_path):
+    sizes = []
+
+    class Watched(Replicas):
+        def __call__(self, work, *args, **options):
+            sizes.append(len(work.positions))
+            return super().__call__(work, *args, **options)
+
+    stages = find_stages([cascade / "base_unet"], [])
+    replicas = Watched(stages, weights_of([], stages), [torch.device("cpu")])
+    inputs = ShardPairs(stages[0].config.data.val_shards, [(8, 8)], NUM)
+    output = Files(tmp_path, Names(inputs.key, NUM, ["base_unet"], "png", {}), ["base_unet"], 95)
+    for rows, drawn_in in ((4, [2, 2]), (4, []), (3, [2, 1])):
+        write_animation("gif", replicas, stages, inputs, None, output, rows, 2, 0)
+        assert sizes == drawn_in
+        sizes.clear()
 
 
 def test_a_broken_sample_is_named_when_all_others_are_drawn(cascade, shards, tmp_path):

@@ -1,17 +1,30 @@
 """Photographs become the samples that data.prepare makes of them; what is none, or shows too little, is named."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data.agnostic import GRAY
 from data.estimators import Estimators
 from data.importers.given import Given, load
 from data.importers.photos import Known, read_photo
 from data.preprocess import Preparation, make_sample
-from sampling.photos import MIN_SIDE, Shot, pairs_of_photos, read_garment, read_person, read_photograph
+from data.schema import JOINTS, Part, Photo
+from sampling.in_view import HARDLY_SEEN, look_at_person
+from sampling.photos import (
+    MAYBE_FLAT,
+    MAYBE_WORN,
+    MIN_SIDE,
+    Shot,
+    pairs_of_photos,
+    read_garment,
+    read_person,
+    read_photograph,
+)
 
 SIZE = (64, 64)
 DRAWN = np.arange(160 * 200 * 3).reshape(160, 200, 3).astype(np.uint8)
@@ -101,6 +114,82 @@ def test_too_little_of_a_person(cotton, tmp_path):
         assert "an image in memory: no person was found; crop the photo around the person" in refusal(empty, read)
 
 
+def test_a_head_that_the_pose_only_guesses(cotton, real_data):
+    """Poses of these have a face, and of the second, hair is left."""
+    viton = real_data / "viton_hd/test"
+    for folder, name, face in ((cotton, "4", 2), (viton, "07445_00", 13)):
+        photo = Image.open(folder / f"image/{name}.jpg")
+        rows = np.flatnonzero((np.asarray(Image.open(folder / f"image-parse/{name}.png")) == face).any(1))
+        chin = int(rows.max() * photo.height / 1024) + 10
+        assert HARDLY_SEEN not in read_person(Shot(photo)).notes
+        photo.paste("white", (0, 0, photo.width, chin))
+        assert "in memory: no head in view, neither face nor hair where it should be; take" in refusal(photo.copy())
+
+
+def drawn(head: int, trunk: Part = Part.UPPER) -> Photo:
+    """Somebody whose trunk is 40 pixels long, with a head of so many rows of 10 pixels."""
+    parts, pose = np.zeros((100, 60), np.uint8), np.zeros((18, 3), np.float32)
+    parts[30:70, 20:40], parts[30 - head : 30, 25:35] = trunk, Part.HEAD
+    places = {"nose": (30, 28), "right_shoulder": (22, 30), "left_shoulder": (38, 30), "right_hip": (25, 70)}
+    for name, place in places.items():
+        pose[JOINTS.index(name)] = (*place, 1)
+    return Photo(np.zeros((100, 60, 3), np.uint8), parts, pose)
+
+
+def test_parts_say_what_is_in_view():
+    assert look_at_person(drawn(20)) == () and look_at_person(drawn(20, Part.NECK)) == ()
+    assert look_at_person(drawn(10)) == (HARDLY_SEEN,)
+    for photo, missing in (
+        (drawn(5), "head"), (drawn(20, Part.LEGS), "torso"), (drawn(20, Part.BACKGROUND), "torso"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"no {missing} in view"):
+            look_at_person(photo)
+    beside = drawn(20)
+    beside.pose[JOINTS.index("nose"), :2] = 55, 28
+    with pytest.raises(ValueError, match="no head in view"):
+        look_at_person(beside)
+
+
+def test_a_garment_of_the_other_kind(cotton):
+    """A person's head, or none, tells that the kind is wrong."""
+    flat, worn = cotton / "cloth/6.jpg", cotton / "image/4.jpg"
+    assert MAYBE_FLAT in read_garment(Shot(flat), "worn").notes and not read_garment(Shot(flat), "flat").notes
+    assert MAYBE_WORN in read_garment(Shot(worn), "flat").notes and not read_garment(Shot(worn), "worn").notes
+    assert "if the garment lies flat, say so with --garment-kind flat" in refusal(cotton / "cloth/3.jpg", read_garment)
+
+
+def test_a_picture_of_background_alone():
+    with pytest.raises(ValueError, match="in memory: nothing in it stands out from its background; take the garment"):
+        read_garment(Shot(Image.new("RGB", (200, 200), "white")), "flat")
+
+
+def test_a_transparent_garment_s_colours_are_turned_to_srgb(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    pixels = np.zeros((200, 200, 4), np.uint8)
+    pixels[..., 0], pixels[50:150, 50:150, 3] = 200, 255  # red, which this profile calls green
+    Image.fromarray(pixels).save(tmp_path / "cut.png", icc_profile=swapped)
+    cloth = read_garment(Shot(tmp_path / "cut.png"), "worn").content.cloth
+    assert cloth[100, 100, 1] > cloth[100, 100, 0] + 60 and (cloth[0, 0] == GRAY).all()
+    with pytest.raises(ValueError, match=r"cut.png: is transparent, so .* has no pose; leave out --garment-pose"):
+        read_garment(Shot(tmp_path / "cut.png", pose=tmp_path / "pose.json"), "worn")
+
+
+def png_of_16_bits(path: Path) -> Path:
+    """RGB, which Pillow neither writes nor reads as such."""
+    rows = b"".join(b"\0" + bytes(200 * 6) for _ in range(200))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 200, 200, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    data = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
+    return path
+
+
 def test_what_is_no_photograph(tmp_path):
     """None of these comes as far as an estimate."""
     small = Image.fromarray(DRAWN).resize((50, 50))
@@ -109,7 +198,11 @@ def test_what_is_no_photograph(tmp_path):
     frames = [Image.fromarray(np.roll(DRAWN, i, 0)) for i in range(3)]
     for name in ("moving.gif", "moving.webp", "moving.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert f"{name}: has 3 frames; save one of them as JPEG or PNG" in refusal(tmp_path / name)
+        for source in (tmp_path / name, Image.open(tmp_path / name)):
+            assert f"{name}: has 3 frames; save one of them as JPEG or PNG" in refusal(source)
+    deep = png_of_16_bits(tmp_path / "rgb.png")
+    for source in (deep, Image.open(deep)):
+        assert "has 16-bit pixels; save it with 8 bits a channel" in refusal(source)
     Image.fromarray(DRAWN[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
     assert "deep.png: has I;16 pixels; save it with 8 bits a channel" in refusal(tmp_path / "deep.png")
     (tmp_path / "text.jpg").write_text("no image")

@@ -11,6 +11,8 @@ from cascades import write_cascade
 from model import TryOnCascade
 from runs import HOME
 
+BLANK = Image.new("RGB", (200, 200), "white")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -20,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def photos(real_data, estimator_weights) -> dict[str, Path]:
     return {"anna": real_data / "cotton/image/4.jpg", "ben": real_data / "cotton/image/3.jpg",
-            "shirt": real_data / "cotton/image/6.jpg"}  # fmt: skip
+            "shirt": real_data / "cotton/image/6.jpg", "flat": real_data / "cotton/cloth/3.jpg"}  # fmt: skip
 
 
 @pytest.mark.parametrize("document", ["docs/sampling.md", "README.md"])
@@ -39,22 +41,24 @@ def test_the_lines_of_the_document(folder, photos, document, tmp_path, monkeypat
 
 def test_one_picture_or_many(folder, photos):
     cascade = TryOnCascade.from_pretrained(folder, device="cpu", overrides=["sampler.num_steps=2"])
-    one = cascade(person=photos["anna"], garment=photos["shirt"])
+    flat = {"garment": photos["flat"], "garment_kind": "flat"}
+    one = cascade(person=photos["anna"], **flat)
     assert one.size == (32, 32) and np.asarray(one).std() > 20
     with Image.open(photos["anna"]) as anna:
         anna.load()
-    both = cascade(person=[anna, photos["ben"]], garment=photos["shirt"], return_all=True, batch=1)
+    both = cascade(person=[anna, photos["ben"]], **flat, return_all=True, batch=1)
     assert {name: [each.size[0] for each in images] for name, images in both.items()} == {
         "base_unet": [8, 8], "sr_unet": [16, 16], "sr_1024": [32, 32],
     }  # fmt: skip
     assert np.abs(np.asarray(both["sr_1024"][0], int) - np.asarray(one, int)).max() <= 1
-    assert cascade(person=photos["anna"], garment=[photos["shirt"]], stop="base_unet")[0].size == (8, 8)
-    later = cascade(person=anna, garment=photos["shirt"], start="sr_unet", stop="sr_unet", image=both["base_unet"][0])
+    (small,) = cascade(person=[photos["anna"]], **flat, stop="base_unet")
+    assert small.size == (8, 8)
+    later = cascade(person=anna, **flat, start="sr_unet", stop="sr_unet", image=both["base_unet"][0])
     assert np.abs(np.asarray(later, int) - np.asarray(both["sr_unet"][0], int)).max() <= 1
-    other = cascade(person=anna, garment=photos["shirt"], seed=1)
+    other = cascade(person=anna, **flat, seed=1)
     assert np.abs(np.asarray(other, int) - np.asarray(one, int)).max() > 20
     two = TryOnCascade.from_pretrained(folder, device=["cpu", "cpu"], overrides=["sampler.num_steps=2"])
-    shared = two(person=[photos["anna"], photos["ben"]], garment=photos["shirt"])
+    shared = two(person=[photos["anna"], photos["ben"]], **flat)
     assert (
         max(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(shared, both["sr_1024"], strict=True))
         <= 1
@@ -65,12 +69,43 @@ def test_what_is_refused(folder, photos):
     with pytest.raises(ValueError, match=r"config.yaml: missing; name a run folder"):
         TryOnCascade.from_pretrained(folder / "nowhere")
     cascade = TryOnCascade.from_pretrained(folder, device="cpu", precision="fp32")
-    pair = {"person": photos["anna"], "garment": photos["shirt"]}
+    pair = {"person": photos["anna"], "garment": photos["flat"], "garment_kind": "flat"}
     for keys, said in [
         ({"stop": "sr"}, "stop=sr: no such stage; there are base_unet, sr_unet, sr_1024"),
         ({"image": photos["anna"]}, "base_unet is a first stage and takes no low-resolution image"),
         ({"start": "sr_unet", "image": photos["anna"]}, "wants the proportions of 8x8; crop the image"),
-        ({"person": [photos["anna"]] * 2, "garment": [photos["shirt"]] * 3}, "2 persons and 3 garments"),
+        ({"person": [photos["anna"]] * 2, "garment": [photos["flat"]] * 3}, "2 persons and 3 garments"),
+        ({"garment_kind": "Flat"}, "garment_kind='Flat': no such kind; there are worn, flat"),
+        ({"rule": "papr"}, "rule='papr': no such rule; there are paper, viton_hd"),
+        ({"batch": 0}, "batch=0: expected a whole number from 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number from 0"),
+        ({"seed": 2**70}, "expected a whole number from 0 to 2**64 - 1"),
+        ({"image": []}, "image: an empty list; give at least one"),
+        ({"person": None}, "person: expected a path, a PIL image, or an array (H, W, 3) of uint8, not NoneType"),
+        ({"person": np.zeros((200, 200))}, "not an array of float64, (200, 200)"),
+        ({"start": "sr_unet", "image": [BLANK] * 2}, "image: 2 images for 1 pictures; give one for each"),
+        ({"start": "sr_unet", "image": Image.new("RGB", (8, 12))}, "an image in memory: 12x8 pixels, sr_unet wants"),
+        ({"garment": BLANK, "garment_kind": "worn"}, 'if the garment lies flat, say so with garment_kind="flat"'),
     ]:
         with pytest.raises(ValueError, match=re.escape(said)):
             cascade(**(pair | keys))
+
+
+def test_what_is_no_cascade(folder):
+    for keys, said in [
+        ({"device": "gpu"}, "device='gpu': no such device; use auto, cpu"),
+        ({"device": []}, "device: an empty list"),
+        ({"device": "cuda:99"}, "device"),
+        ({"weights": "model"}, "weights=model: "),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(said)) as refusal:
+            TryOnCascade.from_pretrained(folder, **keys)
+        assert "--" not in str(refusal.value)
+
+
+def test_arrays_and_a_start_without_an_image(folder, photos):
+    cascade = TryOnCascade.from_pretrained([folder], device="cpu", overrides="sampler.num_steps=1")
+    pair = {"garment": photos["flat"], "garment_kind": "flat", "start": "sr_unet", "stop": "sr_unet"}
+    one = cascade(person=photos["anna"], **pair)
+    assert [note for note in cascade.notes if "the low-resolution input is the person's picture" in note]
+    assert np.array_equal(one, cascade(person=np.asarray(Image.open(photos["anna"])), **pair))

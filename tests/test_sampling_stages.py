@@ -1,5 +1,6 @@
 """Folders of stages are found, put in order, and refused where they cannot be a cascade."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascades import SIZES, write_cascade, write_stage
+from sampling import devices
+from sampling.devices import Replicas
 from sampling.stages import find_stages, load, weights_of
+from training.engine import EngineConfig, lay_out
 
 CPU = torch.device("cpu")
 
@@ -44,6 +48,23 @@ def test_keys_are_for_all_stages_or_for_one(cascade):
     assert [sampler.method for sampler in samplers] == ["ddpm", "ddim", "ddpm"]
 
 
+def test_keys_for_all_go_to_the_stages_that_can_use_them(cascade):
+    words = ["sampler.guidance_scale=3", "sampler.tile_rows=8"]
+    samplers = [stage.config.sampler for stage in find_stages([cascade], words)]
+    assert [sampler.guidance_scale for sampler in samplers] == [3, 3, 1]
+    assert [sampler.tile_rows for sampler in samplers] == [None, None, 8]
+    last = cascade / "sr_1024"
+    assert "could drop; use sampler.guidance_scale=1" in refusal(last, words=("sampler.guidance_scale=3",))
+    assert "needs the whole image" in refusal(cascade / "base_unet", words=("sampler.tile_rows=8",))
+    assert "needs the whole image" in refusal(cascade, words=("base_unet.sampler.tile_rows=8",))
+
+
+def test_a_stage_s_name_with_a_dot(cascade):
+    (cascade / "sr_unet").rename(cascade / "sr_unet.v2")
+    found = find_stages([cascade], ["sr_unet.v2.sampler.num_steps=9"])
+    assert [stage.config.sampler.num_steps for stage in found] == [3, 9, 3]
+
+
 def refusal(*places: Path, words: tuple[str, ...] = ()) -> str:
     with pytest.raises(ValueError) as error:
         find_stages(places, words)
@@ -58,7 +79,8 @@ def test_what_does_not_chain_is_refused(cascade, tmp_path):
     shutil.rmtree(cascade / "other")
     said = refusal(cascade, cascade / "sr_unet")
     assert "several stages are named sr_unet; leave out all but one" in said
-    assert "sampler.guidance_scale=1" in refusal(cascade, words=("sampler.guidance_scale=2",))
+    said = refusal(cascade, words=("sr_1024.sampler.guidance_scale=2",))
+    assert "use sr_1024.sampler.guidance_scale=1" in said
     assert "config.yaml: missing; name a run folder" in refusal(tmp_path / "nowhere")
     assert "'base.sampler.num_steps=2': base is neither a stage (base_unet, sr_1024, sr_unet) nor" in refusal(
         cascade, words=("base.sampler.num_steps=2",)
@@ -70,15 +92,27 @@ def test_what_does_not_chain_is_refused(cascade, tmp_path):
 def test_weights_by_stage(cascade):
     stages = find_stages([cascade])
     assert weights_of([], stages) == dict.fromkeys(SIZES, "ema")
-    assert weights_of(["model", "sr_unet=x.safetensors"], stages)["sr_unet"] == "x.safetensors"
     assert weights_of(["x.safetensors"], stages[:1]) == {"base_unet": "x.safetensors"}
-    with pytest.raises(ValueError, match=r"of which stage\? write --weights base_unet=x.safetensors"):
-        weights_of(["x.safetensors"], stages)
+    for word, said in (
+        ("x.safetensors", "of which stage? write --weights base_unet=x.safetensors"),
+        ("sr_unett=model", "there is no stage sr_unett; there are base_unet, sr_unet, sr_1024"),
+        ("sr_unet=model", "sr_unet is an exported folder, with model.safetensors alone; leave it out"),
+        ("model", "base_unet is an exported folder"),
+        ("sr_unet=", "names no weights"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            weights_of([word], stages)
+    for name in ("base_unet", "sr_unet", "sr_1024"):
+        (cascade / name / "model.safetensors").unlink()
+    chosen = weights_of(["model", "sr_unet=a=b/x.safetensors"], stages)
+    assert chosen == {"base_unet": "model", "sr_unet": "a=b/x.safetensors", "sr_1024": "model"}
 
 
 def test_what_is_loaded_is_what_the_file_holds(cascade):
     (trained,) = find_stages([cascade / "sr_unet"])
+    state = torch.get_rng_state()
     stage, crc = load(trained, "ema", CPU)
+    assert torch.get_rng_state().equal(state), "no weights are drawn that are read then"
     file = cascade / "sr_unet/model.safetensors"
     values = load_file(file)
     assert all(p.equal(values[name]) for name, p in stage.net.model.named_parameters())
@@ -96,11 +130,49 @@ def test_what_is_loaded_is_what_the_file_holds(cascade):
     with pytest.raises(ValueError, match="another architecture"):
         load(trained, "ema", CPU)
     file.unlink()
-    with pytest.raises(ValueError, match=r"sr_unet: no whole checkpoint \(training has not written one yet\)"):
+    with pytest.raises(
+        ValueError, match=r"sr_unet: no whole checkpoint \(.*\), and no model.safetensors, which an exported"
+    ):
         load(trained, "ema", CPU)
     file.write_bytes(b"\x80\x04no tensors")
     with pytest.raises(ValueError, match=r"pickle|not a readable"):
         load(trained, "ema", CPU)
+
+
+def test_the_host_holds_one_stage_at_a_time(cascade, monkeypatch):
+    """Replicas on devices without memory: what is loaded has left the host before the next stage is."""
+    stages, there, made = find_stages([cascade]), [], []
+
+    def watched(*args):
+        there.append([p.device.type for net in made for p in net.parameters()])
+        stage, crc = load(*args)
+        made.append(stage.net)
+        return stage, crc
+
+    monkeypatch.setattr(devices, "load", watched)
+    replicas = Replicas(stages, weights_of([], stages), [torch.device("meta")] * 2)
+    assert all(set(each) <= {"meta"} for each in there) and len(there) == 3 and there[2]
+    one, two = (cascade.stages for cascade in replicas.cascades)
+    assert all(a.net is not b.net and a.name == b.name for a, b in zip(one, two, strict=True))
+
+
+def test_backends_are_set_as_in_training(cascade):
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    try:
+        for word, tf32 in (
+            ("seed=0", False),
+            ("engine.precision=bf16", True),
+            ("sr_unet.engine.precision=bf16", False),
+        ):
+            stages = find_stages([cascade], [word])
+            Replicas(stages, weights_of([], stages), [CPU])
+            assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (True, tf32)
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+    for engine, device, last in (({}, "cuda", True), ({"channels_last": False}, "cuda", False), ({}, "cpu", False)):
+        net = torch.nn.Conv2d(8, 8, 3)
+        lay_out(net, EngineConfig(**engine), torch.device(device))
+        assert net.weight.is_contiguous(memory_format=torch.channels_last) == last
 
 
 def test_precision_that_the_device_lacks(cascade):

@@ -110,6 +110,22 @@ def pick_device(name: str, precision: str = "fp32") -> torch.device:
     return torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
 
 
+def set_backends(*engines: EngineConfig) -> None:
+    """The settings of this process that all of these configs agree to."""
+    deterministic = any(engine.deterministic for engine in engines)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = all(engine.precision != "fp32" for engine in engines)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def lay_out(net: nn.Module, engine: EngineConfig, device: torch.device) -> None:
+    """The weights in the memory format that this device computes with, wherever they are now."""
+    if engine.channels_last and device.type == "cuda":
+        net.to(memory_format=torch.channels_last)
+
+
 class SingleDevice:
     """One process, one device.  The other engines differ in how the network is wrapped."""
 
@@ -126,7 +142,7 @@ class SingleDevice:
     def __init__(self, model: NetworkConfig, engine: EngineConfig, optim: OptimConfig, seed: int):
         self.device = pick_device(engine.device)
         self.config, self.clip_grad_norm = engine, optim.clip_grad_norm
-        self._set_backends()
+        set_backends(engine)
         # Weights are drawn on the CPU, where the same seed gives the same numbers whatever the GPU.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -146,8 +162,7 @@ class SingleDevice:
     def build(self, model: NetworkConfig) -> Network:
         """The network, on its device."""
         net = model.build().to(self.device)
-        if self.config.channels_last and self.device.type == "cuda":
-            net.to(memory_format=torch.channels_last)
+        lay_out(net, self.config, self.device)
         return net
 
     def shape_of(self, parameter: nn.Parameter) -> tuple[int, ...]:
@@ -244,13 +259,6 @@ class SingleDevice:
         """The state after so many steps; get('exp_avg.NAME'): that moment, whole."""
         if steps:
             load_moments(self.optimizer, self.model.named_parameters(), get, steps)
-
-    def _set_backends(self) -> None:
-        torch.backends.cudnn.benchmark = not self.config.deterministic
-        torch.backends.cudnn.allow_tf32 = self.config.precision != "fp32"
-        if self.config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
 
 
 class DataParallel(SingleDevice):

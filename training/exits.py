@@ -14,8 +14,8 @@ from training.distributed import Agreed, get_rank, local_rank, num_ranks, record
 LOST_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|recvValueWithTimeout", re.IGNORECASE)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs an entry script's main.  Exit status 0, 1 after an error, 130 after Ctrl-C.
+def run(main: Callable[[], None], again: str = "the same command continues at the last checkpoint") -> None:
+    """Runs an entry script's main.  Exit status 0, 1 after an error, 130 after Ctrl-C, which says what comes again.
 
     A ValueError is for the user to mend, and starting again would not help: where a batch script asks for it in
     TRYON_REFUSED, the message goes to that file too.
@@ -27,7 +27,7 @@ def run(main: Callable[[], None]) -> None:
     except ValueError as error:
         refusal = error
     except KeyboardInterrupt:
-        leave(130, "interrupted at once; the same command continues at the last checkpoint" if get_rank() == 0 else "")
+        leave(130, f"interrupted at once; {again}" if get_rank() == 0 else "")
     except Exception as error:
         if num_ranks() == 1:
             raise

@@ -15,6 +15,7 @@ from data.crops import crop
 from data.dataset import EMPTY, BadSample, ShardedDataset
 from data.loader import collate
 from data.schema import IMAGES, JOINTS, POSES, Sample
+from model.conditions import Conditions
 from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
 from model.network import NetworkConfig
 from model.sampler import SamplerConfig, sample
@@ -56,11 +57,18 @@ def try_on(
     sampler: SamplerConfig, seed: int, device: torch.device,
 ) -> list[np.ndarray]:  # fmt: skip
     """A sampled image (H, W, 3) uint8 for each sample; sample i is drawn from the stream (seed, positions[i])."""
-    batch = to_device(collate(positions, samples, [_Nothing()] * len(samples)), device)
-    cond = clean_conditions(batch, to_unit_range(batch.person), model)
+    cond = conditions_of(samples, positions, model, device)
     noise = SamplingNoise(seed, positions, samples[0].person.shape[:2], device)
     images = to_uint8(sample(net, cond, noise, diffusion, sampler))
     return list(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def conditions_of(
+    samples: list[Sample], positions: list[int], model: NetworkConfig, device: torch.device
+) -> Conditions:
+    """The conditions of samples that are only sampled, without noise augmentation; lowres is of the person."""
+    batch = to_device(collate(positions, samples, [_Nothing()] * len(samples)), device)
+    return clean_conditions(batch, to_unit_range(batch.person), model)
 
 
 def preview(

@@ -34,7 +34,7 @@ from training.quarantine import Quarantine
 from training.replicas import CHECKED_STEPS, check_replicas
 from training.report import Meter, Report, add_to_window, share, statistics_line
 from training.resume import prepare, resume, save
-from training.sheet import contact_sheet, sharpened_sheet
+from training.sheet import contact_sheet, scaled, sharpened_sheet
 from training.start import check, check_run, keep
 from training.stop import leave_marker, listening
 from training.timeline import mark
@@ -236,7 +236,9 @@ def _log_preview(
         log.image(state.step, "preview", contact_sheet(samples, results))
     elif samples:
         truth = [sample.person for sample in samples]
-        log.image(state.step, "preview", sharpened_sheet(truth, results, config.model.lowres_factor))
+        height = truth[0].shape[0]
+        told = [scaled(image, height // config.model.lowres_factor) for image in truth]
+        log.image(state.step, "preview", sharpened_sheet(told, results, truth, height=max(128, height)))
 
 
 def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:

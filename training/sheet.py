@@ -29,18 +29,16 @@ def contact_sheet(
     return grid(rows, titles[: len(rows[0])])
 
 
-def sharpened_sheet(truth: list[np.ndarray], results: list[np.ndarray], factor: int) -> np.ndarray:
-    """(H, W, 3) uint8.  Columns: what a stage without try-on is told, result, truth; in their own size, or 128 high.
+def sharpened_sheet(
+    lowres: list[np.ndarray], results: list[np.ndarray], truth: list[np.ndarray] | None = None, *, height: int = 128
+) -> np.ndarray:
+    """(H, W, 3) uint8.  Columns: what a stage without try-on is told, result and, where it is known, the truth.
 
-    factor: how many times smaller the stage's input is.
+    `height` is that of one picture.
     """
-    rows = []
-    for image, result in zip(truth, results, strict=True):
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        small = picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BILINEAR)
-        told = np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR))
-        rows.append([scaled(shown, max(128, len(image))) for shown in (told, result, image)])
-    return grid(rows, ["low resolution", "result", "truth"])
+    columns = [lowres, results] + ([] if truth is None else [truth])
+    rows = [[scaled(shown, height) for shown in row] for row in zip(*columns, strict=True)]
+    return grid(rows, ["low resolution", "result", "truth"][: len(columns)])
 
 
 def scaled(image: np.ndarray, height: int) -> np.ndarray:
