@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # no PostScript, which would be run
+SHALLOW = "save it with 8 bits a channel"
 MAX_PIXELS = 80_000_000  # 10,000 x 8,000: a larger one is no photograph, or a trap
 
 
@@ -22,10 +23,10 @@ def read_image(path: Path) -> np.ndarray:
 
 def as_seen(image: Image.Image, path: Path | str) -> np.ndarray:
     """A decoded image as read_image shows it; path is for messages."""
-    if image.mode[0] in "IF":
-        raise ValueError(f"{path}: has {image.mode} pixels; save it with 8 bits a channel")
+    if image.mode[0] in "IF" or _is_deep(image):
+        raise ValueError(f"{path}: has {image.mode if image.mode[0] in 'IF' else '16-bit'} pixels; {SHALLOW}")
     try:
-        return np.array(_srgb(_opaque(ImageOps.exif_transpose(image))))
+        return np.array(to_srgb(_opaque(ImageOps.exif_transpose(image))))
     except Exception as error:
         raise _unreadable(path, "image", error) from error
 
@@ -38,6 +39,8 @@ def load_image(path: Path, what: str) -> Image.Image:
         with Image.open(path) as image:
             if image.format not in FORMATS:
                 problem = f"it is {image.format}; save it as JPEG or PNG"
+            elif image.mode[0] not in "IF" and _is_deep(image):
+                problem = f"has 16-bit pixels; {SHALLOW}"
             elif image.width * image.height > MAX_PIXELS:
                 problem = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}; make it smaller"
             else:
@@ -48,6 +51,11 @@ def load_image(path: Path, what: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
         raise _unreadable(path, what, error) from error
     raise ValueError(f"{path}: not taken as {what}: {problem}, or --skip-bad")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a file that is not decoded yet has 16 bits a channel, which Pillow would cut to 8 without a word."""
+    return image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> ValueError:
@@ -65,7 +73,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _srgb(image: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image) -> Image.Image:
     """The image in RGB, its colours turned from its profile to sRGB; an unusable profile is passed over."""
     profile = image.info.get("icc_profile")
     if profile and image.mode in ("RGB", "CMYK", "L"):

@@ -7,15 +7,27 @@
 # to the project's folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-folder=runs/cascade configs=configs words=()
+folder='' configs=configs words=()
+parts="seed run data model diffusion sampler optim train ema engine distributed checkpoint log"
 while [ $# -gt 0 ]; do
   case $1 in
     --configs) configs=${2:?--configs needs a folder} && shift ;;
     *=*) words+=("$1") ;;
-    -*) echo "error: $1: no such option; see the head of launch/cascade.sh" >&2 && exit 1 ;;
-    *) folder=$1 ;;
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' launch/cascade.sh && exit 0 ;;
+    -*) echo "error: $1: no such option; --help says which there are" >&2 && exit 1 ;;
+    *)
+      [ -z "$folder" ] || { echo "error: $folder and $1: two folders; name one" >&2 && exit 1; }
+      folder=$1
+      ;;
   esac
   shift
+done
+folder=${folder:-runs/cascade}
+for word in "${words[@]}"; do
+  case " base_unet sr_unet sr_1024 $parts " in
+    *" ${word%%[.=]*} "*) ;;
+    *) echo "error: $word: ${word%%[.=]*} is neither a stage (base_unet, sr_unet, sr_1024) nor a part of a config" >&2 && exit 1 ;;
+  esac
 done
 stages=()
 for stage in base_unet sr_unet sr_1024; do

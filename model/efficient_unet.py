@@ -118,6 +118,8 @@ class EfficientUNet(Network):
     1024 channels with 2, 4, 8 and 8 residual blocks, down and up; every level halves before its blocks and doubles
     after them; one skip a level, added and scaled by 1 / sqrt(2); the embedding enters at the start of a level; a 1x1
     convolution on every residual block's skip path.  427 M without attention; docs/models.md has the other readings.
+    Ours is one more skip, of the stem to the head: what an answer needs of every single pixel, as v and noise do, need
+    not pass through half the pixels.
     """
 
     def __init__(self, config: EfficientUNetConfig):
@@ -148,8 +150,9 @@ class EfficientUNet(Network):
         images = torch.cat([zt, cond.lowres], 1).to(self.stem.weight.dtype)  # (B, 6, H, W)
         if self.tile_rows and not torch.is_grad_enabled():
             return self._in_strips(images, emb, self.tile_rows).to(zt.dtype)
-        features = self.encoder(self.stem(images), emb)  # [level]: (B, C, H / 2^(level + 1), W / 2^(level + 1))
-        x = self.decoder(features, emb)  # (B, C0, H, W)
+        stem = self.stem(images)  # (B, C0, H, W)
+        features = self.encoder(stem, emb)  # [level]: (B, C, H / 2^(level + 1), W / 2^(level + 1))
+        x = (self.decoder(features, emb) + stem) * SQRT_HALF  # (B, C0, H, W)
         return self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)
 
     def set_tile_rows(self, rows: int | None) -> None:
@@ -159,7 +162,8 @@ class EfficientUNet(Network):
 
     def _in_strips(self, images: Tensor, emb: Tensor, num: int) -> Tensor:
         """forward, `num` rows of a map at a time.  No map of the image's own size is ever whole."""
-        rows, skips = tiled.convolved(self.stem, tiled.rows_of(images)), []
+        rows = stem = tiled.convolved(self.stem, tiled.rows_of(images))
+        skips = []
         for down, blocks in zip(self.encoder.down, self.encoder.levels, strict=True):
             x = tiled.whole(tiled.convolved(down, rows), num)
             for block in blocks:
@@ -174,4 +178,5 @@ class EfficientUNet(Network):
                 x = tiled.res_block(block.res, x, emb, num)
             rows = tiled.convolved(self.decoder.up[level], tiled.doubled(tiled.rows_of(x)))
             x = tiled.whole(rows, num) if level else x
+        rows = tiled.mixed(rows, stem, SQRT_HALF)
         return tiled.whole(tiled.convolved(self.head, tiled.activated(self.norm, rows, num)), num)

@@ -59,6 +59,11 @@ def convolved(conv: nn.Conv2d, rows: Rows) -> Rows:
     return Rows((rows.height + 2 * padding - kernel) // stride + 1, read)
 
 
+def mixed(one: Rows, other: Rows, scale: float) -> Rows:
+    """The sum of two maps, scaled."""
+    return Rows(one.height, lambda top, bottom: (one.read(top, bottom) + other.read(top, bottom)) * scale)
+
+
 def doubled(rows: Rows) -> Rows:
     """Each pixel doubled in height and width."""
 
