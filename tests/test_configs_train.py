@@ -6,14 +6,14 @@ from training.config import load_config
 from training.engine import SingleDevice
 from training.loop import train
 
-CONFIGS = sorted((HOME / "configs").glob("*.yaml"))
+CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
 SHRUNK = ("engine.device", "data.num_workers", "train.global_batch", "checkpoint.every", "sampler.num_steps")
 SHRUNK += tuple(key for key in TINY if key.startswith("log.") or (key.startswith("model.") and key != "model.lowres"))
 
 TRY_ON = ("model.garment_num_blocks", "model.attention_levels", "model.head_dim")  # what the last stage has not
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(HOME)))
 def test_every_config_trains_at_toy_size(path, shards, tmp_path):
     """Validation, preview and checkpoint included."""
     values = {key: TINY[key] for key in SHRUNK} | {"train.num_steps": 2, "train.accumulation": 2}
