@@ -17,6 +17,8 @@ MODEL = "model.safetensors"  # the weights in an exported folder
 USED_BY = {"sampler.guidance_": True, "sampler.tile_rows": False}  # keys of stages that try on, or that do not
 EXPORT = "export"  # the folder within a run that training.checkpoint export makes
 
+Override = tuple[str | None, str]  # the stage that a key=value is for, None: all; the key=value
+
 
 class Trained(NamedTuple):
     """A stage whose network is not loaded yet."""
@@ -66,12 +68,8 @@ def _name_of(folder: Path) -> str:
     return folder.parent.name if folder.name == EXPORT else folder.name
 
 
-def _config_of(folder: Path, name: str, names: list[str], overrides: Sequence[str]) -> Config:
-    mine = ["engine.device=auto"]
-    for word in overrides:
-        stage, key = _addressed(word, names)
-        if stage == name or stage is None:
-            mine.append(key)
+def _config_of(folder: Path, name: str, names: list[str], overrides: Sequence[Override]) -> Config:
+    mine = ["engine.device=auto", *(key for stage, key in overrides if stage in (None, name))]
     try:
         return read_config(folder / "config.yaml", mine)
     except ValueError as error:
@@ -79,8 +77,8 @@ def _config_of(folder: Path, name: str, names: list[str], overrides: Sequence[st
         raise ValueError(told.replace("use sampler.", f"use {name}.sampler.") if len(names) > 1 else told) from error
 
 
-def _addressed(word: str, names: Sequence[str]) -> tuple[str | None, str]:
-    """(the stage that a key=value is for, None: all; the key=value).  Raises ValueError where there is none such."""
+def _addressed(word: str, names: Sequence[str]) -> Override:
+    """Raises ValueError where there is none such."""
     for name in sorted(names, key=len, reverse=True):  # names may hold dots
         if word.startswith(f"{name}.") and name not in Config.model_fields:
             return name, word.removeprefix(f"{name}.")
@@ -90,7 +88,7 @@ def _addressed(word: str, names: Sequence[str]) -> tuple[str | None, str]:
     return None, word
 
 
-def _spread(overrides: Sequence[str], places: dict[str, Path]) -> list[str]:
+def _spread(overrides: Sequence[str], places: dict[str, Path]) -> list[Override]:
     """The overrides, those for all stages that only some can use given to these by name.
 
     Guidance leaves out try-on conditions, and only a network without attention is computed in strips.  Where no stage
@@ -105,7 +103,7 @@ def _spread(overrides: Sequence[str], places: dict[str, Path]) -> list[str]:
             for name, folder in places.items()
             if wanted is not None and read_config(folder / "config.yaml").model.tries_on == wanted
         ]
-        spread += [f"{name}.{key}" for name in some] or [word]
+        spread += [(name, key) for name in some] or [(stage, key)]
     return spread
 
 

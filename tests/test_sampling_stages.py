@@ -59,6 +59,12 @@ def test_keys_for_all_go_to_the_stages_that_can_use_them(cascade):
     assert "needs the whole image" in refusal(cascade, words=("base_unet.sampler.tile_rows=8",))
 
 
+def test_a_run_folder_may_be_named_as_a_part_of_a_config_is(cascade, tmp_path):
+    (tmp_path / "run").symlink_to(cascade / "base_unet")
+    (stage,) = find_stages([tmp_path / "run"], ["sampler.guidance_scale=3", "run.dir=elsewhere"])
+    assert stage.config.sampler.guidance_scale == 3 and stage.config.run.dir == "elsewhere"
+
+
 def test_a_stage_s_name_with_a_dot(cascade):
     (cascade / "sr_unet").rename(cascade / "sr_unet.v2")
     found = find_stages([cascade], ["sr_unet.v2.sampler.num_steps=9"])
