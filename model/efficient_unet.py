@@ -59,9 +59,12 @@ class ConvBlock(Block):
         return self.res(x, emb)
 
 
-def level_of(channels: int, num: int, emb_dim: int) -> nn.ModuleList:
-    """The residual blocks of one DBlock or UBlock."""
-    return nn.ModuleList(ConvBlock(channels, None if i else emb_dim) for i in range(num))
+def levels_of(config: EfficientUNetConfig) -> nn.ModuleList:
+    """The residual blocks of all DBlocks, or of all UBlocks, the finest level first."""
+    return nn.ModuleList(
+        nn.ModuleList(ConvBlock(channels, None if i else config.emb_dim) for i in range(num))
+        for channels, num in zip(config.channels, config.num_blocks, strict=True)
+    )
 
 
 class Encoder(Levels):
@@ -71,9 +74,7 @@ class Encoder(Levels):
         super().__init__()
         channels = config.channels
         self.down = nn.ModuleList(Downsample(c, c_next) for c, c_next in pairwise((channels[0], *channels)))
-        self.levels = nn.ModuleList(
-            level_of(c, num, config.emb_dim) for c, num in zip(channels, config.num_blocks, strict=True)
-        )
+        self.levels = levels_of(config)
 
     def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """(B, C0, H, W) -> each level's output, [level]: (B, C, H / 2^(level + 1), W / 2^(level + 1))"""
@@ -96,9 +97,7 @@ class Decoder(Levels):
         super().__init__()
         channels = config.channels
         self.up = nn.ModuleList(Upsample(c, c_next) for c_next, c in pairwise((channels[0], *channels)))
-        self.levels = nn.ModuleList(
-            level_of(c, num, config.emb_dim) for c, num in zip(channels, config.num_blocks, strict=True)
-        )
+        self.levels = levels_of(config)
 
     def forward(self, features: list[Tensor], emb: Tensor) -> Tensor:
         """The encoder's features -> (B, C0, H, W)"""

@@ -3,6 +3,7 @@
 B batch, C channels, H W pixels, A conditioning images, D width of the conditioning.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Annotated
 
@@ -18,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=4)]
 
 
-class NetworkConfig(BaseModel, extra="forbid", frozen=True):
+class NetworkConfig(BaseModel, ABC, extra="forbid", frozen=True):
     """The keys of every network."""
 
     image_size: tuple[Count, Count] | None = Field(
@@ -30,9 +31,9 @@ class NetworkConfig(BaseModel, extra="forbid", frozen=True):
     num_blocks: tuple[Count, ...] = Field((3, 4, 6, 7), description="residual blocks a level, on the way down and up")
 
     @property
+    @abstractmethod
     def tries_on(self) -> bool:
         """Whether the network is told of person and garment; if not, of a low-resolution image alone."""
-        raise NotImplementedError
 
     @property
     def num_aug_levels(self) -> int:
@@ -40,12 +41,13 @@ class NetworkConfig(BaseModel, extra="forbid", frozen=True):
         return 2 * self.tries_on + self.lowres
 
     @property
+    @abstractmethod
     def stride(self) -> int:
         """Image sides are multiples of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> "Network":
-        raise NotImplementedError
+        """A network of this config, its weights drawn from torch's generator."""
 
     def wrong_size(self, size: tuple[int, int]) -> str | None:
         """Why the network takes no images of this (height, width), with the remedy; None: it does."""
@@ -68,14 +70,14 @@ class NetworkConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Predicts noise, v or x0 of zt.  Its last convolution starts at 0: the first prediction is 0."""
 
     config: NetworkConfig
 
+    @abstractmethod
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1]."""
-        raise NotImplementedError
 
     def remember(self, cond: Conditions) -> Conditions:
         """The conditions with what does not change from step to step computed once."""
