@@ -5,11 +5,16 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from model.concat_unet import ConcatUNetConfig
 from model.efficient_unet import EfficientUNetConfig
 from model.network import NetworkConfig
 from model.parallel_unet import ParallelUNetConfig
 
-NETWORKS: dict[str, type[NetworkConfig]] = {"parallel_unet": ParallelUNetConfig, "efficient_unet": EfficientUNetConfig}
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "parallel_unet": ParallelUNetConfig,
+    "efficient_unet": EfficientUNetConfig,
+    "concat_unet": ConcatUNetConfig,
+}
 
 
 def network_of(values: Any) -> str:
@@ -21,6 +26,8 @@ def network_of(values: Any) -> str:
 
 
 AnyNetworkConfig = Annotated[
-    Annotated[ParallelUNetConfig, Tag("parallel_unet")] | Annotated[EfficientUNetConfig, Tag("efficient_unet")],
+    Annotated[ParallelUNetConfig, Tag("parallel_unet")]
+    | Annotated[EfficientUNetConfig, Tag("efficient_unet")]
+    | Annotated[ConcatUNetConfig, Tag("concat_unet")],
     Discriminator(network_of),
 ]

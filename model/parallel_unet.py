@@ -31,28 +31,15 @@ from model.network import Block, Count, Levels, Network, NetworkConfig
 Level = Annotated[int, Field(ge=0)]
 
 
-class ParallelUNetConfig(NetworkConfig):
-    """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
+class TryOnUNetConfig(NetworkConfig):
+    """The keys of a UNet that attends to the poses on its coarse levels."""
 
-    network: Literal["parallel_unet"] = Field(
-        "parallel_unet", description="which network; efficient_unet makes 1024 of 256 without try-on conditions"
-    )
-    garment_num_blocks: tuple[Count, ...] | None = Field(
-        None, description="blocks a level of the garment UNet, down and, where attended, up; null: as num_blocks"
-    )
     attention_levels: tuple[Level, ...] = Field(
         (2, 3), min_length=1, description="levels with attention: indices into channels, a run that ends at the last"
-    )
-    garment_time: bool = Field(
-        True, description="the garment UNet is told t; false: it ignores t, and sampling evaluates it once an image"
     )
     head_dim: int = Field(64, ge=1, description="features of one attention head")
     emb_dim: int = Field(512, ge=POOL_HEADS, description="width of the pose tokens and of the FiLM embedding")
     num_keypoints: int = Field(18, ge=1, description="joints of a pose")
-
-    @property
-    def garment_blocks(self) -> tuple[int, ...]:
-        return self.garment_num_blocks or self.num_blocks
 
     @property
     def tries_on(self) -> bool:
@@ -62,16 +49,9 @@ class ParallelUNetConfig(NetworkConfig):
     def stride(self) -> int:
         return 2 ** (len(self.channels) - 1)
 
-    def build(self) -> "ParallelUNet":
-        return ParallelUNet(self)
-
     @model_validator(mode="after")
-    def _consistent(self) -> "ParallelUNetConfig":
-        depth, garment = len(self.channels), self.garment_num_blocks
-        if garment is not None and len(garment) != depth:
-            raise ValueError(
-                f"garment_num_blocks: {garment} has {len(garment)} entries, channels has {depth}; give one a level"
-            )
+    def _attends(self) -> "TryOnUNetConfig":
+        depth = len(self.channels)
         run = tuple(range(depth - len(self.attention_levels), depth))
         if self.attention_levels != run:
             raise ValueError(
@@ -86,6 +66,38 @@ class ParallelUNetConfig(NetworkConfig):
                 )
         if self.emb_dim % POOL_HEADS:
             raise ValueError(f"emb_dim: {self.emb_dim} must be a multiple of {POOL_HEADS}, the heads of the pooling")
+        return self
+
+
+class ParallelUNetConfig(TryOnUNetConfig):
+    """The defaults are the paper's 128 network; SR_UNET is its 256 network."""
+
+    network: Literal["parallel_unet"] = Field(
+        "parallel_unet",
+        description="which network; efficient_unet makes 1024 of 256 without try-on conditions, concat_unet is the "
+        "paper's ablation",
+    )
+    garment_num_blocks: tuple[Count, ...] | None = Field(
+        None, description="blocks a level of the garment UNet, down and, where attended, up; null: as num_blocks"
+    )
+    garment_time: bool = Field(
+        True, description="the garment UNet is told t; false: it ignores t, and sampling evaluates it once an image"
+    )
+
+    @property
+    def garment_blocks(self) -> tuple[int, ...]:
+        return self.garment_num_blocks or self.num_blocks
+
+    def build(self) -> "ParallelUNet":
+        return ParallelUNet(self)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ParallelUNetConfig":
+        depth, garment = len(self.channels), self.garment_num_blocks
+        if garment is not None and len(garment) != depth:
+            raise ValueError(
+                f"garment_num_blocks: {garment} has {len(garment)} entries, channels has {depth}; give one a level"
+            )
         return self
 
 
@@ -120,31 +132,41 @@ class GarmentBlock(Block):
         return self.res(x, context.emb)
 
 
-class PersonBlock(Block):
-    """FiLM and a residual block; on attended levels self-attention with the poses and cross-attention follow."""
+class PoseBlock(Block):
+    """FiLM and a residual block; on attended levels self-attention with the poses follows."""
 
-    def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
+    def __init__(self, c_in: int, c_out: int, level: int, config: TryOnUNetConfig):
         super().__init__()
-        self.level = level
         self.attended = level in config.attention_levels
         self.res = ResBlock(c_in, c_out, config.emb_dim)
         if self.attended:
             self.self_attention = SelfAttention(c_out, c_out // config.head_dim, config.emb_dim)
-            self.cross_attention = CrossAttention(c_out, c_out // config.head_dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)"""
         x = self.res(x, context.emb)
+        return self.self_attention(x, context.pose) if self.attended else x
+
+
+class PersonBlock(PoseBlock):
+    """A pose block; on attended levels cross-attention to the garment follows."""
+
+    def __init__(self, c_in: int, c_out: int, level: int, config: ParallelUNetConfig):
+        super().__init__(c_in, c_out, level, config)
+        self.level = level
         if self.attended:
-            x = self.self_attention(x, context.pose)
-            x = self.cross_attention(x, context.garment[self.level])
-        return x
+            self.cross_attention = CrossAttention(c_out, c_out // config.head_dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)"""
+        x = super().forward(x, context)
+        return self.cross_attention(x, context.garment[self.level]) if self.attended else x
 
 
 class Encoder(Levels):
     """Levels from the finest to the coarsest: blocks, with a strided convolution in between."""
 
-    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], config: ParallelUNetConfig):
+    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], config: TryOnUNetConfig):
         super().__init__()
         self.down = nn.ModuleList(Downsample(c, c_next) for c, c_next in pairwise(config.channels))
         self.levels = nn.ModuleList(
@@ -167,7 +189,7 @@ class Encoder(Levels):
 class Decoder(Levels):
     """Levels from the coarsest to `last`: every block is given the output of its own mirror block in the encoder."""
 
-    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], last: int, config: ParallelUNetConfig):
+    def __init__(self, block: type[nn.Module], num_blocks: tuple[int, ...], last: int, config: TryOnUNetConfig):
         super().__init__()
         channels = config.channels
         self.order = tuple(reversed(range(last, len(channels))))
@@ -208,7 +230,36 @@ class GarmentUNet(nn.Module):
         return down, up
 
 
-class ParallelUNet(Network):
+class TryOnUNet(Network):
+    """What is told to a UNet in numbers: both poses, t and the noise augmentation levels (Sec. 3.2)."""
+
+    config: TryOnUNetConfig
+
+    def __init__(self, config: TryOnUNetConfig):
+        super().__init__()
+        self.config = config
+        self.person_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
+        self.garment_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
+        self.pool = AttentionPool(config.emb_dim)  # for both poses
+        self.level_embedding = LevelEmbedding(1 + config.num_aug_levels, config.emb_dim)
+
+    def embed(self, t: Tensor, cond: Conditions) -> Context:
+        """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""
+        person, garment = self.person_tokens(cond.person_pose), self.garment_tokens(cond.garment_pose)
+        levels = torch.cat([t[:, None].float(), cond.noise_aug_level.float()], 1)  # (B, 1 + A)
+        emb = self.level_embedding(levels) + self.pool(person) + self.pool(garment)
+        return Context(F.silu(emb), torch.cat([person, garment], 1))
+
+    def check(self, cond: Conditions) -> None:
+        """ValueError if cond has a lowres image and the config none, or the reverse."""
+        if self.config.lowres and cond.lowres is None:
+            raise ValueError("Conditions.lowres is missing: give the previous stage's image, or set lowres: false")
+        if cond.lowres is not None and not self.config.lowres:
+            raise ValueError("Conditions.lowres is given, but the network has lowres: false; set it to true")
+        assert cond.noise_aug_level.shape[1] == self.config.num_aug_levels, cond.noise_aug_level.shape
+
+
+class ParallelUNet(TryOnUNet):
     """Predicts noise, v or x0 of zt from the try-on conditions (Zhu et al. 2023, Eq. 2).
 
     The reading of the paper that meets its parameter counts (1.13 B and 1.06 B): every up block has its own encoder
@@ -219,13 +270,8 @@ class ParallelUNet(Network):
     """
 
     def __init__(self, config: ParallelUNetConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         images = 3 if config.lowres else 2  # zt, clothing_agnostic, lowres
-        self.person_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
-        self.garment_tokens = PoseTokens(config.num_keypoints, config.emb_dim)
-        self.pool = AttentionPool(config.emb_dim)  # for both poses
-        self.level_embedding = LevelEmbedding(1 + config.num_aug_levels, config.emb_dim)
         self.garment_unet = GarmentUNet(config)
         self.stem = nn.Conv2d(3 * images, config.channels[0], 3, padding=1)
         self.encoder = Encoder(PersonBlock, config.num_blocks, config)
@@ -235,24 +281,12 @@ class ParallelUNet(Network):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def embed(self, t: Tensor, cond: Conditions) -> Context:
-        """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""
-        person, garment = self.person_tokens(cond.person_pose), self.garment_tokens(cond.garment_pose)
-        levels = torch.cat([t[:, None].float(), cond.noise_aug_level.float()], 1)  # (B, 1 + A)
-        emb = self.level_embedding(levels) + self.pool(person) + self.pool(garment)
-        return Context(F.silu(emb), torch.cat([person, garment], 1))
-
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].
 
         ValueError if cond has a lowres image and the config none, or the reverse.
         """
-        if self.config.lowres and cond.lowres is None:
-            raise ValueError("Conditions.lowres is missing: give the previous stage's image, or set lowres: false")
-        if cond.lowres is not None and not self.config.lowres:
-            raise ValueError("Conditions.lowres is given, but the network has lowres: false; set it to true")
-        assert cond.noise_aug_level.shape[1] == self.config.num_aug_levels, cond.noise_aug_level.shape
-
+        self.check(cond)
         garment_down, garment_up = cond.garment_features or self.garment_features_of(t, cond)  # {level: (B, L, C)}
         both = cond.with_null
         if both:  # B is twice as many from here on; the garment's tokens stay B / 2

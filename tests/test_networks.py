@@ -28,8 +28,8 @@ def test_the_last_stage_is_the_efficient_unet(tmp_path):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("model.network=unet", "model.network=unet: should be one of parallel_unet, efficient_unet"),
-        ("model.network=[1]", "model.network=[1]: should be one of parallel_unet, efficient_unet"),
+        ("model.network=unet", "model.network=unet: should be one of parallel_unet, efficient_unet, concat_unet"),
+        ("model.network=[1]", "model.network=[1]: should be one of parallel_unet, efficient_unet, concat_unet"),
         ("model=5", "model=5: input should be an object"),
         ("model.chanels=[8]", "unknown key 'model.chanels'; the nearest is 'model.channels'"),
         ("model.channels=[8, wide]", 'model.channels.1="wide"'),

@@ -18,6 +18,7 @@ OPTIMIZER = "optimizer"
 TITLES = {
     "parallel_unet": "Parallel-UNet of Zhu et al. 2023 (arXiv 2306.08276)",
     "efficient_unet": "Efficient-UNet of Saharia et al. 2022 (arXiv 2205.11487) without attention",
+    "concat_unet": "UNet with the garment concatenated, ablation 1 of Zhu et al. 2023 (arXiv 2306.08276)",
 }
 
 CARD = """---
