@@ -49,15 +49,6 @@ def space_of(truth: np.ndarray) -> Space:
     return Space(found.mean(0), axes[:DIMENSIONS].T * scale[:, None])
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two sets of features, (N, D) (Heusel et al. 2017, Eq. 6)."""
-    (cov_a, cov_b), way = (np.cov(x, rowvar=False) for x in (a, b)), a.mean(0) - b.mean(0)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(way @ way + np.trace(cov_a) + np.trace(cov_b) - 2 * shared)
-
-
 def responses(images: np.ndarray) -> np.ndarray:
     """(N, F) float64, what FEATURES calls means and mean strengths."""
     red, green, blue = (torch.from_numpy(images).permute(3, 0, 1, 2).double() / 255).unbind()

@@ -18,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.curves import Curve, draw_curves
-from benchmarks.likeness import FEATURES, frechet_distance, mean_ssim, space_of
+from benchmarks.likeness import FEATURES, mean_ssim, space_of
 from benchmarks.record import machine
 from data.dataset import ShardedDataset
 from data.prepare import count
+from model.metrics import frechet_distance
 from model.sampler import SamplerConfig, num_evaluations
 from sampling.stages import Trained, find_stages, load
 from training.engine import pick_device

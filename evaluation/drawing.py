@@ -1,0 +1,93 @@
+"""What a cascade draws for its evaluation: pictures of pairs of shards, in files that sampling continues."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.sources import Drawn
+from sampling.devices import Replicas, pick_devices
+from sampling.drawing import draw_all
+from sampling.inputs import Lowres, ShardPairs, own_size
+from sampling.outputs import Files, Names, about, claim, make_folder
+from sampling.stages import MODEL, Trained, weights_of
+from sampling.stamps import SUFFIXES
+from training import checkpoint
+from training.distributed import agreed, on_main, say
+
+PICTURES = "pictures"
+ALL = 2**62  # pairs
+
+
+class Asked(NamedTuple):
+    """Options that what is drawn depends on."""
+
+    shards: str | None = None
+    pairs: int | None = None  # None: all
+    unpaired: bool = False
+    masks: Path | None = None
+    seed: int = 0
+    batch: int = 16
+    weights: Sequence[str] = ()
+    dp: bool = False
+    one_at_a_time: bool = False
+    overwrite: bool = False
+
+
+def draw(stages: list[Trained], asked: Asked, out: Path) -> tuple[Drawn, dict[str, Any]]:
+    """Draws what is missing in OUT/pictures.  -> (the pictures, what they were drawn with)
+
+    Raises ValueError, on every rank, for what is wrong with data, options, weights or the folder.
+    """
+    last = stages[-1].config.model.image_size
+    with agreed():
+        devices = pick_devices(stages, asked.dp)
+        inputs, lowres = _inputs(stages, asked, last)
+        make_folder(out)
+        make_folder(out / PICTURES)
+    weights = weights_of(asked.weights, stages)
+    replicas = Replicas(stages, weights, devices, asked.one_at_a_time)
+    given = inputs.about | (lowres.about if lowres else {})
+    facts = about(stages, replicas.crcs, asked.seed, given, {"format": "png", "all_stages": False})
+    with agreed():
+        names = Names(inputs.key, inputs.num, [stages[-1].name], SUFFIXES["png"], facts)
+        output = Files(out / PICTURES, names, [stages[-1].name], quality=0)
+    on_main(lambda: claim(output, facts, asked.overwrite))
+    drawn = draw_all(replicas, stages, inputs, lowres, output, asked.batch, asked.seed)
+    say(f"{out / PICTURES}: {inputs.num} pictures, {drawn} of them new")
+    made = {stage.name: _made(stage, weights[stage.name]) | {"crc": replicas.crcs[stage.name]} for stage in stages}
+    with agreed():
+        return Drawn(inputs, output, last, asked.masks), {"seed": asked.seed, "stages": made}
+
+
+def _inputs(stages: list[Trained], asked: Asked, last: tuple[int, int]) -> tuple[ShardPairs, Lowres | None]:
+    first = stages[0]
+    sizes = [stage.config.model.image_size for stage in stages if stage.config.model.tries_on]
+    wants_image = first.config.model.lowres
+    sizes += [last, own_size(first)] if wants_image else [last]
+    held_out = [stage.config.data.val_shards for stage in reversed(stages) if stage.config.data.val_shards]
+    shards = asked.shards or next(iter(held_out), None)
+    if shards is None:
+        raise ValueError(
+            f"{first.folder / 'config.yaml'}: data.val_shards names no held-out pairs; name some: --shards"
+        )
+    inputs = ShardPairs(shards, list(dict.fromkeys(sizes)), asked.pairs or ALL, asked.unpaired)
+    if wants_image:
+        say("note: the low-resolution input is the person's picture, downsampled, not a previous stage's result")
+    return inputs, Lowres(first, inputs, None) if wants_image else None
+
+
+def _made(stage: Trained, weights: str) -> dict[str, Any]:
+    """Weights and sampler of a stage, in words and numbers."""
+    ema, sampler = stage.config.ema, stage.config.sampler
+    exported = (stage.folder / MODEL).is_file()
+    is_file = weights.endswith(".safetensors")
+    folder = None if exported or is_file else checkpoint.find(stage.folder)[0]
+    lengths = {name: f"{profile._fields[0]} {profile[0]:g}" for name, profile in ema.profiles().items()}  # decay 0.9999
+    return {
+        "weights": f"export {stage.folder}" if exported else weights,
+        "ema": lengths.get(weights) if not exported else None,
+        "step": None if folder is None else checkpoint.read_state(folder).step,
+        "steps": sampler.num_steps,
+        "sampler": sampler.method,
+        "guidance_scale": sampler.guidance_scale,
+    }

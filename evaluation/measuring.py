@@ -1,0 +1,215 @@
+"""The numbers of some pictures under a protocol: pair by pair, and as a crowd.
+
+Every rank measures every num_ranks-th picture; what it finds is gathered by number, and statistics are made of all in
+float64: the split over ranks changes nothing but the rounding of batches.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from evaluation.protocols import NO_SQUEEZE, Protocol
+from evaluation.sources import Source
+from evaluation.spaces import NO_INCEPTION, Space, inception_space, vgg_space
+from model.lpips import LPIPS, SMALLEST
+from model.metrics import WINDOW, frechet_distance, kernel_distance
+from training.distributed import agreed, all_gather, get_rank, num_ranks, on_main
+from training.evaluating import Likeness
+from training.lpips_weights import load_lpips
+
+SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as clean-fid and torch-fidelity draw them
+ALONE = "one picture has no covariance and makes no pair; give at least two"
+
+
+class Number(NamedTuple):
+    value: float
+    std: float | None  # over pairs; of a kernel distance over subsets, None where each is the whole set
+    num: int  # pictures that it is of
+
+
+class Measured(NamedTuple):
+    numbers: dict[str, Number]
+    left_out: dict[str, str]  # by name, why
+    pairs: list[dict[str, float]]  # each pair's numbers; NaN where there is no garment in sight
+
+
+class Measures(NamedTuple):
+    """What a protocol is measured with here."""
+
+    likeness: Likeness | None  # None where nobody knows the truth
+    spaces: list[Space]
+    left_out: dict[str, str]
+
+
+def measures_of(
+    protocol: Protocol, paired: bool, size: tuple[int, int], inception: Path | None, device: torch.device
+) -> Measures:
+    """size: of the pictures.  Raises ValueError, on every rank, for a wrong file of weights; what cannot be had without
+    anybody's fault is left out with its reason."""
+    left_out: dict[str, str] = {}
+    likeness = _likeness(protocol, size, device, left_out) if paired else None
+    spaces = []
+    if inception is not None:
+        with agreed():
+            spaces.append(inception_space(inception, protocol.fid_resize, device))
+    else:
+        left_out |= {"fid": NO_INCEPTION, "kid": NO_INCEPTION}
+        try:
+            spaces.append(vgg_space(device))
+        except ValueError as error:
+            left_out["frechet_vgg16"] = str(error)
+    return Measures(likeness, spaces, left_out)
+
+
+@lru_cache(maxsize=1)
+def _alex(device: torch.device) -> LPIPS:
+    return load_lpips("alex", device)
+
+
+def _likeness(
+    protocol: Protocol, size: tuple[int, int], device: torch.device, left_out: dict[str, str]
+) -> Likeness | None:
+    if protocol.lpips == "squeeze":
+        left_out["lpips_squeeze"] = NO_SQUEEZE
+    sides = min(protocol.lpips_size or protocol.size or size)
+    lpips = None
+    if sides < SMALLEST["alex"]:
+        left_out["lpips_alex"] = f"it needs {SMALLEST['alex']} pixels a side, the pictures have {sides}"
+    else:
+        try:
+            lpips = _alex(device)
+        except ValueError as error:
+            left_out["lpips_alex"] = str(error)
+    if min(protocol.size or size) < WINDOW:
+        left_out["ssim"] = f"its window is {WINDOW} pixels wide, the pictures have {min(size)}"
+        return None
+    return Likeness(lpips, protocol.lpips_size, protocol.grey, device)
+
+
+def measure(source: Source, protocol: Protocol, measures: Measures, batch: int, repaint: bool) -> Measured:
+    """repaint: whether what need not be drawn is taken from the person before measuring.
+
+    Raises ValueError, on every rank, for what cannot be read, for pictures of other proportions than their references,
+    and where no number is left: of one picture without a truth.
+    """
+    num, num_references = len(source.names), len(source.references)
+    few = bool(measures.spaces) and min(num, num_references) < 2
+    if few and not source.paired:
+        raise ValueError(f"{measures.spaces[0].frechet} of {num} picture and {num_references} references: {ALONE}")
+    spaces = [] if few else measures.spaces
+    names = [name for space in measures.spaces for name in (space.frechet, space.kernel)]
+    left_out = measures.left_out | (dict.fromkeys(names, ALONE) if few else {})
+    if source.paired and source.region is None:
+        left_out["ssim_region"] = "where the garment is nobody says; give --masks, or shards as --reference"
+    target = protocol.size or source.size
+    with agreed():
+        found, features = _pictures(source, protocol, measures.likeness, spaces, target, batch, repaint)
+        references = _references(source, protocol, spaces, target, batch) if spaces else {}
+    pairs = _gathered(found)
+    crowd = {name: np.array(_gathered(values)) for name, values in features.items()}
+    truth = {name: np.array(_gathered(values)) for name, values in references.items()}
+    return Measured(on_main(lambda: _numbers(pairs, spaces, crowd, truth)), left_out, pairs)
+
+
+def _share(num: int, batch: int, what: str) -> Iterator[list[int]]:
+    """This rank's numbers, in batches."""
+    mine = list(range(get_rank(), num, num_ranks()))
+    for start in tqdm(range(0, len(mine), batch), desc=what, unit="batch", disable=None):
+        yield mine[start : start + batch]
+
+
+def _pictures(
+    source: Source, protocol: Protocol, likeness: Likeness | None, spaces: list[Space], target: tuple[int, int],
+    batch: int, repaint: bool,
+) -> tuple[dict[int, dict[str, float]], dict[str, dict[int, np.ndarray]]]:  # fmt: skip
+    """(each pair's numbers, each space's features of each picture) of this rank's share"""
+    found: dict[int, dict[str, float]] = {}
+    features: dict[str, dict[int, np.ndarray]] = {space.frechet: {} for space in spaces}
+    for ids in _share(len(source.names), batch, "measuring"):
+        images = [picture(source, protocol, i, repaint) for i in ids]
+        if source.paired:
+            found |= {i: {} for i in ids}
+        if likeness is not None:
+            masks = [_mask(source, i, target) for i in ids] if source.region else None
+            truth = [_matching(source, i, target, protocol) for i in ids]
+            values = likeness(images, truth, masks)
+            found |= {i: {name: float(each[k]) for name, each in values.items()} for k, i in enumerate(ids)}
+        for space in spaces:
+            features[space.frechet] |= zip(ids, space.features(images), strict=True)
+    return found, features
+
+
+def _references(
+    source: Source, protocol: Protocol, spaces: list[Space], target: tuple[int, int], batch: int
+) -> dict[str, dict[int, np.ndarray]]:
+    """Each space's features of each reference of this rank's share."""
+    features: dict[str, dict[int, np.ndarray]] = {space.frechet: {} for space in spaces}
+    for ids in _share(len(source.references), batch, "references"):
+        images = [_matching(source, i, target, protocol) for i in ids]
+        for space in spaces:
+            features[space.frechet] |= zip(ids, space.features(images), strict=True)
+    return features
+
+
+def _matching(source: Source, i: int, target: tuple[int, int], protocol: Protocol) -> np.ndarray:
+    """Reference i at this size.  Raises ValueError for other proportions."""
+    image = source.reference(i)
+    height, width = image.shape[:2]
+    if abs(height * target[1] / (width * target[0]) - 1) > 0.02:
+        raise ValueError(
+            f"reference {source.references[i]}: {height}x{width} pixels, the pictures are compared at "
+            f"{target[0]}x{target[1]}, of other proportions; crop one of them"
+        )
+    return fitted(image, target, protocol.filter)
+
+
+def picture(source: Source, protocol: Protocol, i: int, repaint: bool) -> np.ndarray:
+    """Picture i as it is measured, (H, W, 3) uint8."""
+    target = protocol.size or source.size
+    image = fitted(source.image(i), target, protocol.filter)
+    if not repaint:
+        return image
+    return np.where(_mask(source, i, target)[..., None], image, fitted(source.person(i), target, protocol.filter))
+
+
+def fitted(image: np.ndarray, size: tuple[int, int], kind: str) -> np.ndarray:
+    """The image at this (height, width), by one of Pillow's filters; untouched where it has it."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[kind.upper()]))
+
+
+def _mask(source: Source, i: int, size: tuple[int, int]) -> np.ndarray:
+    mask = source.mask(i)
+    return (
+        mask if mask.shape == size else np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    )
+
+
+def _gathered(mine: dict) -> list:
+    """The values of all ranks, in the order of their numbers."""
+    whole = {i: value for share in all_gather(mine) for i, value in share.items()}
+    return [whole[i] for i in sorted(whole)]
+
+
+def _numbers(
+    pairs: list[dict[str, float]], spaces: list[Space], crowd: dict[str, np.ndarray], truth: dict[str, np.ndarray]
+) -> dict[str, Number]:
+    numbers = {}
+    for name in pairs[0] if pairs else ():
+        values = np.array([pair[name] for pair in pairs])
+        values = values[~np.isnan(values)]
+        if len(values):
+            numbers[name] = Number(float(values.mean()), float(values.std()), len(values))
+    for space in spaces:
+        a, b = crowd[space.frechet], truth[space.frechet]
+        numbers[space.frechet] = Number(frechet_distance(a, b), None, len(a))
+        mean, std = kernel_distance(a, b, SUBSETS, SUBSET_SIZE)
+        numbers[space.kernel] = Number(mean, std if max(len(a), len(b)) > SUBSET_SIZE else None, len(a))
+    return numbers

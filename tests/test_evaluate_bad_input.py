@@ -1,0 +1,110 @@
+"""What evaluate.py refuses, in one line that names the file and the remedy."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from cascades import write_stage
+from evaluation import spaces
+from runs import finish, ranks
+from test_evaluate import images, truth  # noqa: F401
+
+WHITE = np.full((32, 32, 3), 255, np.uint8)
+
+
+@pytest.fixture
+def refusal(monkeypatch):
+    monkeypatch.setattr(spaces, "VGG_SIZE", 32)  # a fraction of the work
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+        with pytest.raises(ValueError) as error:
+            evaluate.main()
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return call
+
+
+def test_folders(tmp_path, truth, images, refusal):  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    empty, common = tmp_path / "empty", ("--images", images, "--reference")
+    assert "no such folder" in refusal("--images", tmp_path / "nowhere", "--reference", truth)
+    assert refusal("--images", empty, "--reference", truth).endswith(
+        "holds no PNG or JPEG files; name the folder that does"
+    )
+    assert refusal(*common, empty).startswith(f"--reference {empty}: holds no PNG or JPEG files")
+    assert f"--masks {empty}: holds no" in refusal(*common, truth, "--masks", empty)
+    images.rename(tmp_path / "paper")
+    told = refusal("--images", tmp_path / "paper", "--reference", truth, "--out", tmp_path)
+    assert told == f"--out {tmp_path}: sheets would lie among the pictures; name a folder of their own"
+
+
+def test_names(tmp_path, truth, images, refusal):  # noqa: F811
+    common = ("--images", images, "--reference", truth)
+    first, second, *_ = sorted(images.iterdir())
+    first.rename(images / "other.png")
+    assert refusal(*common).startswith(f"{images / 'other'}: {truth} has none of that name (1 of 5 have no partner)")
+    (images / "other.png").unlink()
+    assert refusal(*common).startswith(f"{truth / first.stem}: {images} has none of that name")
+    shutil.copy(truth / first.name, first)
+    shutil.copy(second, second.with_suffix(".jpg"))
+    assert "has the same name; remove one of the two" in refusal(*common)
+
+
+def test_pictures(tmp_path, truth, images, refusal):  # noqa: F811
+    common = ("--images", images, "--reference", truth)
+    *_, last = sorted(images.iterdir())
+    Image.fromarray(WHITE[:, :30]).save(last)
+    assert refusal(*common) == f"{last}: 32x30 pixels, the others have 32x32; make all of one size"
+    whole = (truth / last.name).read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    told = refusal(*common)
+    assert told.startswith(f"{last}: not a readable image") and "--skip-bad" not in told
+    last.write_bytes(b"no image")
+    assert refusal(*common).startswith(f"{last}: not a readable image")
+
+
+def test_one_picture_has_no_distance(tmp_path, truth, images, refusal, capsys, monkeypatch):  # noqa: F811
+    common = ("--images", images, "--reference", truth, "--pairs", "1", "--out", tmp_path / "out")
+    told = refusal(*common, "--unpaired")
+    assert told.startswith("frechet_vgg16 of 1 picture and 1 references: one picture has no covariance")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, common)])
+    evaluate.main()
+    assert "frechet_vgg16 is left out: one picture has no covariance" in capsys.readouterr().err
+
+
+def test_wrong_weights_on_every_rank(tmp_path, truth, images):  # noqa: F811
+    (tmp_path / "weights.pth").write_bytes(b"others")
+    words = ["--images", images, "--reference", truth, "--inception-weights", tmp_path / "weights.pth"]
+    statuses, told = finish(ranks(tmp_path / "ranks", 2, [str(word) for word in words], "evaluate.py"))
+    assert statuses == [1, 1] and told.count("error:") == 1
+    assert f"{tmp_path / 'weights.pth'}: its SHA-256 is" in told and "begins with 6726825d" in told
+    assert not (tmp_path / "images_evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a RUN_OR_CASCADE whose pictures are drawn, or --images and --reference; not both"),
+        (("run", "--images", "a"), "not both"),
+        (("--images", "a"), "--images and --reference belong together"),
+        (("--images", "a", "--reference", "b", "--seed", "1"), "--seed: has no effect here"),
+        (("--images", "a", "--reference", "b", "sampler.num_steps=3"), "sampler.num_steps=3: is for pictures that"),
+        (("run", "--repainted"), "--repainted: has no effect here"),
+    ],
+)
+def test_options(words, said, refusal):
+    assert said in refusal(*words)
+
+
+def test_runs(tmp_path, shards, refusal):
+    stage = write_stage(tmp_path / "base_unet", 32)
+    assert "data.val_shards names no held-out pairs" in refusal(stage)
+    assert "is the folder of what draws" in refusal(stage, "--shards", shards, "--out", stage)
+    assert not list(Path(stage).glob("pictures"))
