@@ -16,10 +16,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from model.conditions import Conditions
+from model.losses import Objective, error_of, perceptual
 
 LOG_SNR_LIMIT = 15.0
 AUGMENTED = ("clothing_agnostic", "garment", "lowres")  # conditioning images, in the order of their noise levels
 Net = Callable[[Tensor, Tensor, Conditions], Tensor]
+MSE = Objective()  # the paper's
 
 
 class DiffusionConfig(BaseModel, extra="forbid", frozen=True):
@@ -152,8 +154,10 @@ def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear")
 
 
-def diffusion_loss(net: Net, x0: Tensor, cond: Conditions, draws: Draws, config: DiffusionConfig) -> Tensor:
-    """The weighted squared error of each sample, (B,) (Zhu et al. 2023, Eq. 1).
+def diffusion_loss(
+    net: Net, x0: Tensor, cond: Conditions, draws: Draws, config: DiffusionConfig, objective: Objective = MSE
+) -> Tensor:
+    """The weighted error of each sample, (B,), squared if nothing else is asked for (Zhu et al. 2023, Eq. 1).
 
     x0 (B, 3, H, W) in [-1, 1]; cond holds clean images, and is augmented and dropped here as the draws say.
     """
@@ -162,8 +166,15 @@ def diffusion_loss(net: Net, x0: Tensor, cond: Conditions, draws: Draws, config:
     zt = q_sample(x0, draws.t, draws.noise, schedule)
     output = net(zt, draws.t, cond).float()
     target = target_of(config.prediction, x0, draws.t, draws.noise, schedule)
-    error = (output - target).square().flatten(1).mean(1)
-    return loss_weight(config.prediction, draws.t, schedule, config.min_snr_gamma) * error
+    error = error_of(output, target, objective.config)
+    loss = loss_weight(config.prediction, draws.t, schedule, config.min_snr_gamma) * error
+    if objective.distance is None:
+        return loss
+
+    def implied(rows: Tensor) -> Tensor:
+        return x0_of(config.prediction, output[rows], zt[rows], draws.t[rows], schedule)
+
+    return loss + perceptual(objective, draws.t, x0, implied)
 
 
 def draw(

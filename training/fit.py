@@ -17,7 +17,8 @@ from torch import Tensor
 
 from data.schema import JOINTS
 from model.conditions import Conditions
-from model.diffusion import Draws, diffusion_loss
+from model.diffusion import MSE, Draws, diffusion_loss
+from model.losses import Objective
 from training.config import Config
 from training.distributed import Agreed, Passing, all_gather, get_rank, on_main
 from training.engine import SingleDevice
@@ -54,7 +55,7 @@ def accumulation_of(config: Config, num_devices: int) -> int:
     return train.global_batch // (micro * num_devices)
 
 
-def fit_micro_batch(engine: SingleDevice, config: Config, run_dir: Path) -> int:
+def fit_micro_batch(engine: SingleDevice, config: Config, run_dir: Path, objective: Objective = MSE) -> int:
     """Passes of one optimizer step: train.accumulation of this start.
 
     Every rank calls, once all that the run keeps on its devices is there.  With engine.micro_batch=auto each rank tries
@@ -68,7 +69,7 @@ def fit_micro_batch(engine: SingleDevice, config: Config, run_dir: Path) -> int:
     share = config.train.global_batch // engine.num_ranks
     made_for = _made_for(config, engine)
     num = on_main(lambda: _known(run_dir, made_for, share))
-    while config.engine.zero_stage is None and not all(all_gather(_fits(engine, config, num))):
+    while config.engine.zero_stage is None and not all(all_gather(_fits(engine, config, num, objective))):
         if num == 1:
             raise Agreed(f"engine.micro_batch=auto: not even one sample fits into the memory; {REMEDIES}")
         num = half(num, share)
@@ -120,10 +121,10 @@ def half(num: int, share: int) -> int:
     return next(n for n in range(max(1, num // 2), 0, -1) if share % n == 0)
 
 
-def _fits(engine: SingleDevice, config: Config, num: int) -> bool:
+def _fits(engine: SingleDevice, config: Config, num: int, objective: Objective = MSE) -> bool:
     """Whether this rank has the memory for passes of so many samples, beside moments and gradients."""
     try:
-        _two_passes(engine, config, num)
+        _two_passes(engine, config, num, objective)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -136,19 +137,22 @@ def _fits(engine: SingleDevice, config: Config, num: int) -> bool:
     return True
 
 
-def _two_passes(engine: SingleDevice, config: Config, num: int) -> None:
+def _two_passes(engine: SingleDevice, config: Config, num: int, objective: Objective) -> None:
     """The second goes forward while the gradients of the first are there."""
     reserved = reserved_moments(engine.optimizer)
     for _ in range(2):
         with torch.device(engine.device):
             x0, cond, draws = blank_inputs(config, num)
         with engine.microbatch(last=False):
-            engine.backward(diffusion_loss(engine.net, x0, cond, draws, config.diffusion).mean())
+            engine.backward(diffusion_loss(engine.net, x0, cond, draws, config.diffusion, objective).mean())
     del reserved
 
 
 def blank_inputs(config: Config, num: int) -> tuple[Tensor, Conditions, Draws]:
-    """x0, conditions and draws of a micro-batch of zeros, (B, ...), as the loop gives them to the loss."""
+    """x0, conditions and draws of a micro-batch of zeros, (B, ...), as the loop gives them to the loss.
+
+    LPIPS, where the loss has it, takes all of the samples, as it may in training.
+    """
     model, size = config.model, config.training_size
     noise_aug = (3, *size) if config.diffusion.noise_aug_max > 0 else (1, 1, 1)
     x0, noise, *images = (torch.zeros(num, 3, *size) for _ in range(4))
@@ -157,13 +161,14 @@ def blank_inputs(config: Config, num: int) -> tuple[Tensor, Conditions, Draws]:
     lowres = torch.zeros(num, 3, *size) if model.lowres else None
     cond = Conditions(*told, torch.zeros(num, model.num_aug_levels), lowres)
     level, aug = torch.zeros(num, model.num_aug_levels), torch.zeros(num, model.num_aug_levels, *noise_aug)
-    return x0, cond, Draws(torch.zeros(num) + 0.5, noise, torch.ones(num), level, aug)
+    return x0, cond, Draws(torch.zeros(num) + min(0.5, config.loss.lpips_max_t), noise, torch.ones(num), level, aug)
 
 
 def _made_for(config: Config, engine: SingleDevice) -> str:
     """A fingerprint of all that the memory of a rank depends on, and of the batch: a larger share is tried anew."""
     device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type
-    parts = [part.model_dump(mode="json") for part in (config.model, config.engine, config.optim, config.ema)]
+    sections = (config.model, config.engine, config.optim, config.ema, config.loss)
+    parts = [section.model_dump(mode="json") for section in sections]
     shared = [config.train.global_batch, engine.num_devices(), engine.num_ranks, config.data.crop_size]
     told = json.dumps([parts, device, shared], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

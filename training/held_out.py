@@ -16,7 +16,8 @@ from data.dataset import EMPTY, BadSample, ShardedDataset
 from data.loader import collate
 from data.schema import IMAGES, JOINTS, POSES, Sample
 from model.conditions import Conditions
-from model.diffusion import DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
+from model.diffusion import MSE, DiffusionConfig, Net, diffusion_loss, to_uint8, to_unit_range
+from model.losses import Objective
 from model.network import NetworkConfig
 from model.sampler import SamplerConfig, sample
 from training.batch import clean_conditions, to_device
@@ -27,7 +28,7 @@ from training.draws import SamplingNoise, TrainingDraws
 @torch.no_grad()
 def validation_loss(
     net: Net, model: NetworkConfig, dataset: ShardedDataset, draws: TrainingDraws, num: int, batch_size: int,
-    device: torch.device, even: bool = False,
+    device: torch.device, even: bool = False, objective: Objective = MSE,
 ) -> tuple[float, int]:  # fmt: skip
     """The mean loss of the first `num` held-out samples, whose crops, noise, t and drops never change; and how many of
     them are broken and left out."""
@@ -46,7 +47,7 @@ def validation_loss(
         batch = to_device(collate(positions, samples, [draws(i) for i in positions]), device)
         x0 = to_unit_range(batch.person)
         cond = clean_conditions(batch, x0, model)
-        loss = diffusion_loss(net, x0, cond, batch.draws, draws.config)[:counted]
+        loss = diffusion_loss(net, x0, cond, batch.draws, draws.config, objective)[:counted]
         total += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
     loss_sum, count = all_reduce_sum(total).tolist()
     return loss_sum / count if count else math.nan, num - int(count)
@@ -72,13 +73,13 @@ def conditions_of(
 
 
 def preview(
-    net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False, **how
-) -> tuple[list[Sample], list[np.ndarray]]:
-    """The first `num` samples of a set, cropped to this (height, width), and a sampled image of each, on every rank."""
+    net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False,
+    first: int = 0, **how,
+) -> tuple[list[Sample], list[np.ndarray]]:  # fmt: skip
+    """`num` samples of a set, cropped to this (height, width), and a sampled image of each, on every rank."""
     if even:
         net = partial(net)  # forward passes alone: shared weights are gathered in those, not in remember()
-    num = min(num, len(dataset))
-    mine = list(range(get_rank(), num, num_ranks()))
+    mine = list(range(first + get_rank(), min(first + num, len(dataset)), num_ranks()))
     mine, samples = _whole(_reader(dataset, seed, size), mine)
     results = try_on(net, samples, mine, seed=seed, **how) if mine else []
     if even and not mine:

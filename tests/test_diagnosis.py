@@ -1,0 +1,157 @@
+"""What a diagnosis is made of: pairs, weights, curve, and the step from numbers to words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.agnostic import GRAY
+from data.dataset import ShardedDataset
+from data.schema import JOINTS, Sample
+from training.diagnosis.answers import Change, Losses
+from training.diagnosis.curve import Curve, read_curve
+from training.diagnosis.learning import Trial, advised, best
+from training.diagnosis.pairs import Pairs, examine
+from training.diagnosis.verdicts import Facts, judge
+from training.diagnosis.weights import Block, block_of, movements, whole_parts
+
+BLOCKS = [Block(name, 10, 0.1, 0.01) for name in ("stem", "encoder.levels.0", "garment_unet.stem", "garment_unet.up")]
+HEALTHY = Facts(
+    step=1000, num_steps=2000, global_batch=8, num_samples=1000, skipped=0, lr=1e-3, lr_now=1e-3, warmup_steps=10,
+    weights="ema", pairs=Pairs(64, 0.05, 0.4, 0.2), blocks=BLOCKS, curve=Curve(100, 1.0, 0.2, 0.2, 0.5),
+    losses={
+        "zt alone on training samples": Losses(64, 0.4, []), "model on training samples": Losses(64, 0.2, []),
+        "model on held-out samples": Losses(64, 0.21, []), "ema on training samples": Losses(64, 0.19, []),
+    },
+    changes=[Change("garment swapped", 0.2, 0.02, 10.0)], swap=0.4, overfit=[Trial(1e-3, 1.0, 0.4, 0.6)], sweep=[],
+)  # fmt: skip
+
+
+def losses(**changes: float) -> dict[str, Losses]:
+    """The healthy ones with other means; 'zt', 'model', 'held', 'ema'."""
+    return {
+        name: replace(each, mean=next((value for key, value in changes.items() if key in name), each.mean))
+        for name, each in HEALTHY.losses.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, None),
+        ({"pairs": None}, None),
+        ({"pairs": Pairs(64, 0.5, 0.4, 0.2)}, "shuffled_pairs"),
+        ({"pairs": Pairs(64, 0.25, 0.4, 0.2)}, "doubtful_pairs"),
+        ({"pairs": Pairs(8, None, 0.4, 0.2)}, None),
+        ({"pairs": Pairs(64, 0.05, 0.99, 0.2)}, "agnostic_image"),
+        ({"pairs": Pairs(64, 0.05, 0.0, 0.2)}, "agnostic_image"),
+        ({"blocks": [*BLOCKS[:2], *(replace(block, moved=0.0) for block in BLOCKS[2:])]}, "frozen"),
+        ({"blocks": [replace(block, moved=0.0) for block in BLOCKS]}, "nothing_moved"),
+        ({"blocks": [*BLOCKS[:3], replace(BLOCKS[3], gradient=0.0)]}, "no_gradient"),
+        ({"blocks": [*BLOCKS[:3], replace(BLOCKS[3], moved=0.0)], "step": 3}, None),
+        ({"warmup_steps": 10_000, "lr_now": 1e-4}, "long_warmup"),
+        ({"warmup_steps": 10_000, "lr_now": 1e-4, "num_steps": 500_000}, None),
+        ({"overfit": [Trial(1e-3, 1.0, 0.99, 0.01), Trial(1e-1, 1.0, 0.5, 0.5)]}, "low_learning_rate"),
+        ({"overfit": [Trial(1e-3, 1.0, 0.8, 0.2), Trial(1e-2, 1.0, 0.3, 0.7)]}, None),
+        ({"overfit": [Trial(1e-4, 1.0, 0.5, 0.5), Trial(1e-3, 1.0, None, None)]}, "high_learning_rate"),
+        ({"overfit": [Trial(1e-3, 1.0, 1.0, 0.0), Trial(1e-1, 1.0, None, None)]}, "cannot_overfit"),
+        ({"skipped": 50}, "skipped_steps"),
+        ({"curve": Curve(100, 1.0, 0.3, 0.2, 0.5)}, "rising_loss"),
+        ({"losses": losses(ema=0.3)}, "late_average"),
+        ({"losses": losses(held=0.3)}, "overfitting"),
+        ({"losses": losses(zt=0.2)}, "nothing_learnt"),
+        ({"changes": [Change("garment swapped", 0.001, 0.001, 1.0)]}, "ignored_garment"),
+        ({"changes": []}, None),
+    ],
+)
+def test_each_fault_is_named_and_nothing_else(changes, name):
+    verdicts = judge(replace(HEALTHY, **changes))
+    assert [verdict.name for verdict in verdicts] == ([name] if name else [])
+    assert all(verdict.evidence and verdict.remedy for verdict in verdicts)
+
+
+def test_what_follows_from_a_fault_is_not_told():
+    ignored = [Change("garment swapped", 0.001, 0.001, 1.0)]
+    verdicts = judge(replace(HEALTHY, pairs=Pairs(64, 0.5, 0.4, 0.2), changes=ignored, skipped=50))
+    assert [(verdict.kind, verdict.name) for verdict in verdicts] == [
+        ("fault", "shuffled_pairs"), ("warning", "skipped_steps")
+    ]  # fmt: skip
+
+
+def test_a_frozen_part_has_one_name():
+    names = [block.name for block in BLOCKS[2:]]
+    assert whole_parts(names, BLOCKS) == ["garment_unet"] and whole_parts(names[:1], BLOCKS) == names[:1]
+    blocks = [*BLOCKS[:2], *(replace(block, moved=1e-9) for block in BLOCKS[2:])]
+    told = judge(replace(HEALTHY, blocks=blocks))[0]
+    assert told.finding == "garment_unet never trained" and "1.0e-09" in told.evidence and "1000 steps" in told.evidence
+
+
+def test_a_sweep_gives_the_remedy_its_number():
+    overfit = [Trial(1e-5, 1.0, 0.99, 0.01), Trial(1e-3, 1.0, 0.5, 0.5)]
+    sweep = [Trial(10.0**-i, 1.0, 0.4, fall) for i, fall in ((5, 0.01), (4, 0.3), (3, 0.68), (2, 0.7), (1, -3.0))]
+    assert best(sweep).lr == pytest.approx(1e-2) and advised(sweep) == pytest.approx(1e-3)
+    assert advised([Trial(1.0, 1.0, None, None)]) is None
+    verdict = judge(replace(HEALTHY, lr=1e-5, overfit=overfit, sweep=sweep))[0]
+    assert verdict.name == "low_learning_rate" and verdict.remedy.startswith("optim.lr=1e-03")
+
+
+@pytest.mark.parametrize("source", ["shards", "photographs"])
+def test_shuffled_garments_stand_anywhere(source, request):
+    dataset = ShardedDataset(request.getfixturevalue(source))
+    samples = [dataset.read(i) for i in range(len(dataset))]
+    if source == "photographs":
+        samples = samples + [mirrored(sample) for sample in samples]  # 20 are enough to judge
+    order = np.random.default_rng(0).permutation(len(samples))
+    shuffled = [one._replace(garment=samples[i].garment) for one, i in zip(samples, order, strict=True)]
+    true, wrong = examine(samples), examine(shuffled)
+    assert true.place < 0.2 and 0.4 < wrong.place < 0.6
+    assert 0.1 < true.drawn < 0.7 and true.drawn == wrong.drawn
+
+
+def mirrored(sample: Sample) -> Sample:
+    return sample._replace(person=sample.person[:, ::-1], clothing_agnostic=sample.clothing_agnostic[:, ::-1])
+
+
+def test_alike_garments_and_few_samples_are_not_judged():
+    gray, pose = np.full((8, 8, 3), GRAY, np.uint8), np.zeros((len(JOINTS), 3), np.float32)
+    garment, person = gray.copy(), gray.copy()
+    garment[2:6, 2:6] = person[2:6, 2:6] = (200, 30, 30)
+    same = [Sample(str(i), person, gray, garment, pose, pose) for i in range(20)]
+    assert examine(same).place is None and examine(same[:4]).place is None
+    assert examine(same).drawn == pytest.approx(16 / 64) and examine(same).garment == pytest.approx(16 / 64)
+    assert examine([sample._replace(clothing_agnostic=person) for sample in same]).drawn == 0
+
+
+def test_movement_is_the_blocks_own_and_decay_is_none():
+    initial = {"stem.weight": torch.ones(4), "head.weight": torch.zeros(2), "pool.q.bias": torch.full((3,), 2.0)}
+    trained = {"stem.weight": torch.tensor([1.0, 1, 1, 2]), "head.weight": torch.ones(2)}
+    trained["pool.q.bias"] = initial["pool.q.bias"] * 0.9
+    moved = {block.name: block.moved for block in movements(initial, trained, weight_decay=0.0)}
+    assert moved == pytest.approx({"stem": (1 / 7) ** 0.5, "head": 1.0, "pool": 0.1})
+    decayed = {block.name: block.moved for block in movements(initial, trained, weight_decay=0.1)}
+    assert decayed["pool"] < 1e-6 < decayed["stem"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "block"),
+    [
+        ("encoder.levels.0.1.res.conv.weight", "encoder.levels.0"),
+        ("garment_unet.decoder.levels.2.0.res.conv.bias", "garment_unet.decoder.levels.2"),
+        ("garment_unet.encoder.down.0.weight", "garment_unet.encoder.down"),
+        ("garment_unet.stem.weight", "garment_unet.stem"),
+        ("person_tokens.null", "person_tokens"),
+    ],
+)
+def test_blocks_are_levels_and_smaller_parts(parameter, block):
+    assert block_of(parameter) == block
+
+
+def test_a_damaged_curve_tells_what_it_can(tmp_path):
+    path = tmp_path / "stats.jsonl"
+    assert read_curve(path) == Curve(0, None, None, None, None)
+    lines = [f'{{"step": {i}, "loss": {1 / i}, "grad_norm": 2.0}}' for i in range(1, 101)]
+    path.write_text("\n".join(["{", "[]", '{"step": 1, "loss": null, "grad_norm": 1}', *lines, '{"step": 101, "lo']))
+    curve = read_curve(path)
+    assert curve.lines == 100 and curve.grad_norm == 2.0 and curve.best == curve.last
+    assert curve.first == pytest.approx(np.mean([1 / i for i in range(1, 11)]))

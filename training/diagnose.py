@@ -1,0 +1,181 @@
+"""Why does a run not learn?  Measures data, weights, answers and learning rate of a run, and names what is wrong.
+
+python -m training.diagnose RUN [key=value ...]      RUN/diagnosis/: diagnosis.md, diagnosis.json, data.png, answers.png
+
+Works on the newest whole checkpoint, beside training too, and changes nothing of the run.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.loader import Batch
+from training.diagnosis import answers, learning, page
+from training.diagnosis.curve import read_curve
+from training.diagnosis.pairs import examine
+from training.diagnosis.subject import Subject, open_subject, read, whole_samples
+from training.diagnosis.verdicts import Facts, Verdict, as_values, judge
+from training.diagnosis.weights import gradient_norms, movements
+from training.distributed import is_stray_rank
+from training.exits import run
+from training.fit import needs_memory
+from training.objective import make_objective
+from training.optim import lr_at
+
+GRADIENT_BATCHES = 2
+PARTIAL = ".partial"  # within the folder, while it is written
+
+
+def diagnose(
+    run_dir: Path, overrides: list[str], *, weights: str, num: int, batch: int, steps: int, lr_sweep: bool, out: Path
+) -> list[Verdict]:
+    """Writes the diagnosis into `out` and returns its verdicts, faults first.
+
+    num: samples that are looked at, `batch` at a time; steps: of a trial of learning, 0: none.
+    Raises ValueError for a folder that is no run, has no whole checkpoint, or whose data are gone.
+    """
+    subject = open_subject(run_dir, overrides)
+    _check_writable(out)
+    for message in subject.told:
+        print(f"warning: {message}")
+    facts, pictures = measure(subject, weights=weights, num=num, batch=batch, steps=steps, lr_sweep=lr_sweep)
+    verdicts = judge(facts)
+    title = f"{run_dir} at step {facts.step} of {facts.num_steps}"
+    _write(out, title, facts, verdicts, pictures)
+    if lr := learning.advised(facts.sweep):
+        print(f"optim.lr={lr:.1e} is the smallest that learns nearly as fast as the best")
+    print(f"\n{title}\n\n{page.told(verdicts)}\n{out / 'diagnosis.md'} has the numbers")
+    return verdicts
+
+
+def measure(
+    subject: Subject, *, weights: str, num: int, batch: int, steps: int, lr_sweep: bool
+) -> tuple[Facts, dict[str, np.ndarray]]:
+    config, state = subject.config, subject.state
+    size = min(batch, num)
+    print(f"{subject.folder}: data")
+    fed = subject.stream(augmented=True)
+    plain = subject.stream()
+    samples = whole_samples(plain, min(num, len(plain.order)))
+    if not samples:
+        raise ValueError(
+            f"data.shards={','.join(config.data.places())}: {num} samples in a row are broken; run python "
+            "-m data.verify on these shards"
+        )
+    pairs = examine(samples) if config.model.tries_on else None
+    pictures = {"data": page.data_picture(whole_samples(fed, page.SHEET) or samples, config.model.tries_on)}
+
+    print("weights, gradients and losses")
+    with needs_memory("weights and gradients"):
+        engine = subject.engine()
+        objective = make_objective(config.loss, engine.device)
+        initial = {name: value.cpu().clone() for name, value in engine.weights().items()}
+        subject.load(engine, "model")
+        trained = {name: value.cpu() for name, value in engine.weights().items()}
+        blocks = movements(initial, trained, config.optim.weight_decay)
+        first = list(read(fed, GRADIENT_BATCHES * size, size))
+        norms = gradient_norms(subject, engine, first, objective)
+    del initial, trained
+    blocks = [replace(block, gradient=norms[block.name]) for block in blocks]
+    sets = {"training": plain}
+    if subject.held_out is not None:
+        sets["held-out"] = subject.stream(held_out=True)
+    losses: dict[str, answers.Losses] = {}
+    with needs_memory("the network's answers; use --batch 1"):
+        for name, net in (("zt alone", None), ("model", engine.local_net), (weights, engine.local_net)):
+            if name == weights:
+                subject.load(engine, weights)
+            for kind, stream in sets.items():
+                counted = min(num, len(stream.order))
+                losses[f"{name} on {kind} samples"] = answers.losses(
+                    subject, net, read(stream, counted, size), engine.device
+                )
+        looked_at: Batch = next(read(sets.get("held-out", plain), size, size))
+        changes, swap = answers.sensitivity(subject, engine.local_net, looked_at, engine.device)
+        pictures["answers"] = page.answers_picture(subject, engine.local_net, looked_at, engine.device)
+    del engine
+
+    overfit, sweep = [], []
+    if steps:
+        print(f"learning one batch of {size} in {steps} steps")
+        overfit = learning.overfit(subject, first[0], steps, objective)
+    if steps and lr_sweep:
+        print(f"{len(learning.SWEEP)} learning rates, {steps} steps each")
+        sweep = learning.sweep(subject, list(read(fed, steps * size, size)), objective)
+    facts = Facts(
+        step=state.step, num_steps=config.train.num_steps, global_batch=config.train.global_batch,
+        num_samples=len(subject.dataset), skipped=state.skipped, lr=config.optim.lr,
+        lr_now=lr_at(max(0, state.step - 1), config.optim), warmup_steps=config.optim.warmup_steps, weights=weights,
+        pairs=pairs, blocks=blocks, curve=read_curve(subject.run_dir / "stats.jsonl"), losses=losses, changes=changes,
+        swap=swap, overfit=overfit, sweep=sweep,
+    )  # fmt: skip
+    return facts, pictures
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / PARTIAL).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error}); name another folder with --out") from error
+
+
+def _write(out: Path, title: str, facts: Facts, verdicts: list[Verdict], pictures: dict[str, np.ndarray]) -> None:
+    """Each file whole or not at all."""
+    texts = {
+        "diagnosis.md": page.markdown(title, facts, verdicts),
+        "diagnosis.json": json.dumps(as_values(facts, verdicts), indent=1) + "\n",
+    }
+    partial = out / PARTIAL
+    try:
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        for name, image in pictures.items():
+            Image.fromarray(image).save(partial / f"{name}.png")
+        for path in sorted(partial.iterdir()):
+            path.replace(out / path.name)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error}); name another folder with --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m training.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
+    result.add_argument("words", nargs="*", metavar="key=value", help="for what is elsewhere now: data.shards=FOLDER")
+    result.add_argument("--weights", default="ema", help="an average of the checkpoint, compared with model [ema]")
+    result.add_argument("--num", type=int, default=64, help="samples that are looked at [64]")
+    result.add_argument("--batch", type=int, default=8, help="of them at a time, and samples of one batch [8]")
+    result.add_argument("--steps", type=int, default=60, help="of learning one batch; 0: leave that out [60]")
+    result.add_argument("--lr-sweep", action="store_true", help="try learning rates from 1/100 to 300 times the run's")
+    result.add_argument("--out", type=Path, metavar="DIR", help="[RUN/diagnosis]")
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_intermixed_args(argv)
+    if is_stray_rank():
+        raise ValueError("torchrun started several processes of a program that is one; use python -m training.diagnose")
+    for key, least in (("num", 2), ("batch", 2), ("steps", 0)):
+        if getattr(args, key) < least:
+            raise ValueError(f"--{key} {getattr(args, key)}: {least} at least")
+    if strange := [word for word in args.words if "=" not in word]:
+        raise ValueError(f"{strange[0]!r}: expected key=value after the run folder")
+    torch.manual_seed(0)
+    diagnose(
+        args.run_dir, args.words, weights=args.weights, num=args.num, batch=args.batch, steps=args.steps,
+        lr_sweep=args.lr_sweep, out=args.out or args.run_dir / "diagnosis",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, again="nothing is lost")
