@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import machine, record
 from data.schema import JOINTS
@@ -26,6 +25,7 @@ from launch.memory import micro_batch_bytes
 from launch.residents import resident_bytes, sizes_of
 from model.conditions import Conditions
 from training.config import Config, read_config
+from training.flop import forward_flop, num_parameters, training_flop
 
 STAGES = ("base_unet", "sr_unet", "sr_1024")
 SAMPLES = 16  # of a micro-batch whose memory is estimated
@@ -56,18 +56,12 @@ def random_inputs(config: Config, size: tuple[int, int], batch: int) -> Inputs:
 def count(stage: str) -> dict:
     """Parameters, and GFLOP of one sample: a forward pass of a whole image, and forward with backward in training."""
     config = config_of(stage)
-    with torch.device("meta"):
-        net = config.model.build()
-        with FlopCounterMode(display=False) as forward, torch.no_grad():
-            net(*random_inputs(config, config.model.image_size, 1))
-        with FlopCounterMode(display=False) as both:
-            net(*random_inputs(config, config.training_size, 1)).sum().backward()
     return {
-        "parameters": sum(p.numel() for p in net.parameters()),
+        "parameters": num_parameters(config),
         "image_size": config.model.image_size,
         "training_size": config.training_size,
-        "forward_gflop": round(forward.get_total_flops() / 1e9, 1),
-        "forward_backward_gflop": round(both.get_total_flops() / 1e9, 1),
+        "forward_gflop": round(forward_flop(config) / 1e9, 1),
+        "forward_backward_gflop": round(training_flop(config) / 1e9, 1),
     }
 
 

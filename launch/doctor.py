@@ -141,6 +141,8 @@ def _check_packages(config: Config) -> Iterator[Finding]:
         needed["deepspeed"] = f"engine.zero_stage={stage}", "engine.zero_stage=null"
     if config.optim.name == "adamw8bit":
         needed["bitsandbytes"] = "optim.name=adamw8bit", "optim.name=adamw"
+    if config.log.wandb != "off":
+        needed["wandb"] = f"log.wandb={config.log.wandb}", "log.wandb=off"
     for package, (key, without) in needed.items():
         if importlib.util.find_spec(package):
             yield Finding("packages", f"{package}, for {key}, is here, where the doctor runs")

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from launch.findings import Finding
 from launch.gpus import GPU, find_gpu
 from launch.slurm_script import SlurmScript
 from training.config import Config
-from training.fit import blank_inputs
+from training.flop import training_flop
 
 UTILISATION = 0.4  # of a GPU's peak, an assumption: convolutions and attention under autocast reach 30 to 50 %
 LAST = 20  # lines of stats.jsonl that the speed is the median of
@@ -28,19 +25,11 @@ class Speed(NamedTuple):
     source: str  # how it is known
 
 
-def forward_flop(config: Config) -> float:
-    """FLOP of one sample's forward pass, a multiply-add as two."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        x0, cond, draws = blank_inputs(config, 1)
-        config.model.build()(x0, draws.t, cond)
-    return counter.get_total_flops()
-
-
 def estimated_speed(config: Config, gpu: GPU, num_ranks: int) -> Speed:
-    """From the network's FLOP: the backward pass is twice the forward one, checkpointing repeats the forward one."""
-    passes = 4 if config.engine.activation_checkpointing else 3  # of all levels or, at most, of some
+    """From the network's FLOP: checkpointing repeats the forward pass, a third of them."""
+    passes = 4 / 3 if config.engine.activation_checkpointing else 1  # of all levels or, at most, of some
     peak = gpu.fp32_tflops if config.engine.precision == "fp32" else gpu.half_tflops
-    flop = passes * forward_flop(config)
+    flop = passes * training_flop(config)
     told = f"estimated, not measured: {UTILISATION:.0%} of {peak:g} TFLOP/s a GPU"
     return Speed(UTILISATION * peak * 1e12 * num_ranks / flop, told)
 

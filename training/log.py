@@ -1,25 +1,22 @@
-"""What a run tells: the console, training.log, stats.jsonl and TensorBoard, written by rank 0.
+"""What a run tells, by rank 0: the console, training.log, and the sinks of its numbers and pictures.
 
 Every rank calls every method; the others stay silent.
 """
 
 import io
-import json
 import logging
-import math
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
-from pydantic import BaseModel, Field
-from torch.utils.tensorboard import SummaryWriter
+from pydantic import BaseModel, Field, field_validator
 from tqdm import tqdm
 
 from training.distributed import get_rank
+from training.sinks import Files, Sink, TensorBoard
 
 QUIET_S = 20  # between lines of progress where no terminal can show a bar
 
@@ -35,16 +32,34 @@ class LogConfig(BaseModel, extra="forbid", frozen=True):
         8, ge=1, description="pairs that are sampled for a preview, held-out ones where there are"
     )
     preview_steps: int = Field(32, ge=1, description="network evaluations of a preview image, by DDIM")
+    eval_every: int = Field(0, ge=0, description="optimizer steps between SSIM and LPIPS of drawn pairs; 0: never")
+    num_eval: int = Field(64, ge=1, description="pairs that are drawn for these, held-out ones where there are")
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off", description="Weights & Biases too; offline: RUN/wandb, for `wandb sync`; needs pip install wandb"
+    )
+    wandb_project: str = Field("tryon", min_length=1, description="the project there; the run folder names the run")
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads off
 
 
 class RunLog:
-    def __init__(self, run_dir: Path, step: int, samples: int, num_steps: int, global_batch: int):
+    """Raises ValueError on rank 0 when a sink cannot be opened.
+
+    config: all keys, for sinks that show them.
+    """
+
+    def __init__(
+        self, run_dir: Path, step: int, samples: int, num_steps: int, global_batch: int,
+        log: LogConfig | None = None, config: dict[str, Any] | None = None,
+    ):  # fmt: skip
         self.main = get_rank() == 0
         if not self.main:
             return
         self.run_dir, self.global_batch = run_dir, global_batch
         self._check_room()
-        self.previews = run_dir / "previews"
         self.logger = logging.getLogger("training")
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
@@ -52,9 +67,11 @@ class RunLog:
         file = logging.FileHandler(run_dir / "training.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self.logger.addHandler(file)
-        drop_after(run_dir / "stats.jsonl", step)
-        self.stats = (run_dir / "stats.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self.sinks: list[Sink] = [Files(run_dir, step), TensorBoard(run_dir, step)]
+        if log and log.wandb != "off":
+            from training.wandb_sink import WandB  # a package that few need
+
+            self.sinks.append(WandB(run_dir, log.wandb, log.wandb_project, config or {}))
         self.live = sys.stderr.isatty()
         self.told = time.monotonic()
         self.bar = tqdm(
@@ -78,32 +95,26 @@ class RunLog:
                 print(self.bar, file=sys.stderr, flush=True)
 
     def stats_line(self, step: int, values: dict[str, Any]) -> None:
-        """One object of stats.jsonl, one line of training.log, and a TensorBoard scalar for each number."""
-        if not self.main:
-            return
-        self._check_room()
-        written = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self.stats.write(json.dumps({"step": step, **written}) + "\n")
-        self.stats.flush()
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
-        self.logger.info("step %d  %s", step, shown)
-        self.scalars(step, {name if "/" in name else f"train/{name}": value for name, value in values.items()})
+        """What a step was: one line of training.log, and every sink."""
+        if self.main:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
+            self._check_room()
+            self.logger.info("step %d  %s", step, shown)
+            self.scalars(step, values)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers for every sink, by name; those of measurements are called GROUP/NAME: validation/loss."""
         if self.main:
             self._check_room()
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+            for sink in self.sinks:
+                sink.scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """An image (H, W, 3) uint8 for TensorBoard and, where only ssh reaches, previews/NAME_STEP.png."""
+        """An image (H, W, 3) uint8 for every sink; where only ssh reaches, previews/NAME_STEP.png."""
         if self.main:
             self._check_room(2 * image.nbytes)
-            self.previews.mkdir(exist_ok=True)
-            Image.fromarray(image).save(self.previews / f"{name}_{step:08d}.png")
-            self.board.add_image(name, image, step, dataformats="HWC")
-            self.board.flush()
+            for sink in self.sinks:
+                sink.image(step, name, image)
 
     def _check_room(self, needed: int = 0) -> None:
         """Raises ValueError on a full disk, before TensorBoard's thread and the logger trip over it."""
@@ -117,21 +128,13 @@ class RunLog:
     def close(self) -> None:
         if self.main:
             self.bar.close()
-            self.stats.close()
-            self.board.close()
+            for sink in self.sinks:
+                sink.close()
 
 
-def drop_after(stats: Path, step: int) -> None:
-    """Removes from stats.jsonl what a run that is continued at `step` will say again, and a line cut off by a kill."""
-    if not stats.exists():
-        return
-    kept = []
-    for line in stats.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    partial = stats.with_name(stats.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(stats)
+def check_log(log: LogConfig) -> None:
+    """Raises ValueError where Weights & Biases is asked for and cannot be told anything."""
+    if log.wandb != "off":
+        from training.wandb_sink import check_login  # a package that few need
+
+        check_login(log.wandb)

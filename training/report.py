@@ -1,159 +1,81 @@
-"""What all ranks know of a step, and what rank 0 says of it."""
+"""Compares runs in one page of HTML, which needs nothing but a browser.
 
-import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+    python -m training.report RUN [RUN ...] [--out report.html]
 
-import psutil
-import torch
-from torch import Tensor
+Curves against samples, seconds of training and FLOP; settings that differ; speed and hardware; pictures by step; stops,
+restarts and warnings.  A run may be going on, or be damaged: the page says so.
+"""
 
-from training.checkpoint import TrainState
-from training.distributed import all_reduce_sum, get_rank, num_ranks
-from training.heartbeat import Pulse
-from training.stop import REASONS
-from training.timeline import Forecast, duration, mark
+import argparse
+from pathlib import Path
+from typing import Any
 
-T_BINS = 10
-STRAGGLES = 1.5  # times the median step: a rank that holds up the others
-QUIET_S = 60  # between lines that say so
+from training.config import Config
+from training.exits import run
+from training.flop import num_parameters, training_flop
+from training.history import Run, named_apart
+from training.report_page import Work, page
 
 
-class Report(NamedTuple):
-    """What all ranks know of a step after its one all-reduce."""
+def report(folders: list[Path], out: Path) -> list[Run]:
+    """Writes the page, whole or not at all.  -> what it shows
 
-    loss: float
-    bins: list[float]  # loss sums of T_BINS equal intervals of t, then their counts
-    stop: str | None  # why some rank wishes to stop
-    hurry: bool
-    waits: list[float]  # by rank: seconds that it waited for data since the last line of statistics
-    works: list[float]  # by rank: seconds of its own forward passes
-    broken: bool  # whether some rank met broken samples
-    saving: bool  # whether some rank is still writing a checkpoint
-
-
-def share(loss: Tensor, t: Tensor, wishes: list[float], broken: int, saving: bool, pulse: Pulse) -> Report:
-    """The step's one all-reduce.
-
-    loss, t (B,) of this rank's micro-batches; wishes: StopWish.flags(); broken: samples that its loader replaced;
-    saving: whether it is still writing a checkpoint.
+    Raises ValueError for folders that are no runs, when none of them tells a step, and for a page that cannot be
+    written.
     """
-    dtype = torch.float32 if loss.device.type == "mps" else torch.float64
-    bins = ((t * T_BINS).long().clamp(max=T_BINS - 1)[:, None] == torch.arange(T_BINS, device=t.device)).to(dtype)
-    times = torch.zeros(2, num_ranks(), dtype=dtype)
-    times[:, get_rank()] = torch.tensor([pulse.seconds["data"], pulse.seconds["forward"]], dtype=dtype)
-    flags = torch.tensor([*wishes, broken, saving], dtype=dtype)
-    parts = [bins.T @ loss.to(dtype), bins.sum(0), flags, *times]
-    sizes = [len(part) for part in parts]
-    summed = all_reduce_sum(torch.cat([part.to(t.device) for part in parts])).cpu()
-    losses, counts, (*reasons, hurry, broken, saving), waits, works = (part.tolist() for part in summed.split(sizes))
-    reason = next((name for name, count in zip(REASONS, reasons, strict=True) if count), None)
-    return Report(sum(losses) / sum(counts), losses + counts, reason, hurry > 0, waits, works, broken > 0, saving > 0)
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for i, folder in enumerate(folders) if places[i] in places[:i]]:
+        raise ValueError(f"{twice[0]}: named twice; name each run once")
+    runs = [Run(folder) for folder in folders]
+    if not any(told.lines for told in runs):
+        raise ValueError("; ".join(told.remarks[0] for told in runs) + "; name runs that have trained")
+    named_apart(runs)
+    text = page(runs, works(runs))
+    partial = out.with_name(out.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"--out {out}: cannot be written ({error}); name another file") from error
+    return runs
 
 
-class Meter:
-    """What the steps since the last line of statistics cost, and how long the rest will take."""
-
-    def __init__(self, pulse: Pulse, hosts: list[str], deadline: float):
-        self.pulse, self.hosts, self.deadline = pulse, hosts, deadline
-        self.forecast: Forecast | None = None
-        self.next_straggler = 0.0
-        self.first, self.steps = time.monotonic(), 0  # of this start, when its first step was done
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self.samples, self.window_steps, self.since = 0, 0, time.perf_counter()
-        self.pulse.start_window()
-
-    @contextmanager
-    def paused(self, phase: str) -> Iterator[None]:
-        """A phase that is no training: validation, preview, checkpoint."""
-        began = time.perf_counter()
-        with self.pulse(phase):
-            yield
-        self.since += time.perf_counter() - began
-
-    def step(self, samples: int) -> None:
-        self.samples += samples
-        self.window_steps += 1
-        if self.forecast is None:
-            mark("first step")
-            self.forecast, self.first = Forecast(self.deadline, time.time()), time.monotonic()
-        else:
-            self.steps += 1
-
-    def started(self) -> bool:
-        """Whether the first step of this start has just been done."""
-        return self.steps == 0
-
-    def left(self, steps: int) -> str:
-        """The time that this many steps will take, validation, checkpoints and requeues included."""
-        if not self.steps or self.forecast is None:
-            return "?"
-        training_s = steps * (time.monotonic() - self.first) / self.steps
-        seconds, requeues = self.forecast.of(training_s, time.time())
-        return duration(seconds) + (f" with {requeues} requeues" if requeues else "")
-
-    def values(self, report: Report, device: torch.device) -> dict[str, float]:
-        """Speed, waiting and memory since the last line; starts anew."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        told = {
-            "samples_per_s": self.samples / elapsed,
-            "data_wait_share": self.pulse.seconds["data"] / elapsed,
-            "memory_gib": _memory_gib(device),
-        }
-        if len(report.waits) > 1:
-            slowest, seconds = _slowest(report)
-            told |= {
-                "slowest_rank": slowest,
-                "slowest_s": seconds[slowest] / self.window_steps,
-                "median_s": statistics.median(seconds) / self.window_steps,
-            }
-        self._start_window()
-        return told
-
-    def straggler(self, report: Report) -> str | None:
-        """The slowest rank, when the others wait for it."""
-        if len(report.waits) == 1:
-            return None
-        slowest, seconds = _slowest(report)
-        median = statistics.median(seconds)
-        if seconds[slowest] < STRAGGLES * median or time.monotonic() < self.next_straggler:
-            return None
-        self.next_straggler = time.monotonic() + QUIET_S
-        n, waits = self.window_steps, report.waits
-        return (
-            f"straggler: rank {slowest} ({self.hosts[slowest]}) needs {seconds[slowest] / n:.2f} s for data and "
-            f"forward pass of a step (median {median / n:.2f} s) and waits {waits[slowest] / n:.2f} s for data "
-            f"(median {statistics.median(waits) / n:.2f} s)"
-        )
+def works(runs: list[Run]) -> list[Work | None]:
+    """Parameters and FLOP of each run's network, as far as its configuration is known."""
+    counted: dict[Any, Work] = {}
+    result: list[Work | None] = []
+    for told in runs:
+        config = told.config
+        if config is None or config.training_size is None:
+            result.append(None)
+            continue
+        key = config.model.model_dump_json(), config.training_size
+        if key not in counted:
+            counted[key] = _work(config)
+        result.append(counted[key])
+    return result
 
 
-def _slowest(report: Report) -> tuple[int, list[float]]:
-    """(the slowest rank, seconds of every rank before it meets the others)"""
-    seconds = [wait + work for wait, work in zip(report.waits, report.works, strict=True)]
-    return max(range(len(seconds)), key=seconds.__getitem__), seconds
+def _work(config: Config) -> Work:
+    return Work(num_parameters(config), training_flop(config))
 
 
-def statistics_line(state: TrainState, lr: float, grad_norm: float) -> dict[str, float]:
-    """What a line of stats.jsonl says of the loss since the last one; starts anew."""
-    sums, counts = state.window[:T_BINS], state.window[T_BINS:]
-    state.window = []
-    by_t = {f"loss_by_t/{i / T_BINS:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n}
-    mean = sum(sums) / sum(counts)
-    return {
-        "samples": state.samples, "loss": mean, "lr": lr, "grad_norm": grad_norm, "skipped": state.skipped, **by_t
-    }  # fmt: skip
+def main() -> None:
+    args = parser().parse_args()
+    runs = report(args.runs, args.out)
+    for told in runs:
+        if told.remarks:
+            print(f"{told.name}: {'; '.join(told.remarks)}")
+    print(f"{args.out}: {len(runs)} run{'s' * (len(runs) > 1)}; open it in a browser")
 
 
-def add_to_window(state: TrainState, report: Report) -> None:
-    window = state.window or [0.0] * (2 * T_BINS)
-    state.window = [a + b for a, b in zip(window, report.bins, strict=True)]
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder that training made")
+    result.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="[report.html]")
+    return result
 
 
-def _memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+if __name__ == "__main__":
+    run(main)

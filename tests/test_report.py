@@ -1,0 +1,141 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runs import empty_config, train, words
+from training.flop import training_flop
+from training.history import Run
+from training.report import main, report
+from training.report_page import POINTS, charts
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory) -> list[Path]:
+    """A run of three steps that stood still after two, and its copy with another learning rate and name."""
+    folder = tmp_path_factory.mktemp("runs")
+    told = {"data__val_shards": shards, "log__validate_every": 2, "log__preview_every": 2}
+    config, one, two = str(empty_config(folder)), folder / "one", folder / "<_script><b>two"
+    for last in (2, 3):
+        train(folder, [config, *words(shards, one, train__num_steps=last, **told)])
+    shutil.copytree(one, two)
+    (two / "config.yaml").write_text((one / "config.yaml").read_text().replace("lr: 0.001", "lr: 0.003"))
+    return [one, two]
+
+
+def data(page: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_two_runs_in_one_page(runs, tmp_path):
+    out = tmp_path / "report.html"
+    shown = report(runs, out)
+    page = out.read_text()
+    assert [run.name for run in shown] == [run.name for run in runs] and not any(run.remarks for run in shown)
+    assert not re.search(r"<script[^>]+src|<link|@import|url\((?!#)", page.replace("url(#${clip})", "")), "one file"
+    assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "<b>two" not in page and page.count("</script>") == 2, "names are text"
+    told = data(page)
+    by_title = {chart["title"]: chart["series"] for chart in told["charts"]}
+    assert list(by_title)[:3] == ["Training loss", "Validation loss", "Training loss by noise level t"]
+    lines = [json.loads(line) for line in (runs[0] / "stats.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    first = by_title["Training loss"][0]
+    assert first["samples"] == [4, 8, 12] and first["raw"] == pytest.approx(losses, rel=1e-4)
+    speeds = [line["samples_per_s"] for line in lines if "loss" in line]
+    assert first["seconds"] == pytest.approx(np.cumsum([4 / speed for speed in speeds]), rel=1e-4)
+    assert [series["samples"] for series in by_title["Validation loss"]] == [[8, 12], [8, 12]]
+    assert told["flop"] == [training_flop(shown[0].config)] * 2 and told["flop"][0] > 1e6
+    differing = page.split("<h2>Settings</h2>")[1].split("</section>")[0]
+    assert re.findall(r"<tr><th>([\w.]+)</th><td>", differing) == ["optim.lr"] and "<td>0.003</td>" in differing
+    assert page.count("<h3>step 2</h3>") == 1 and page.count('src="data:image/jpeg;base64,') == 2
+    assert "At equal budgets" in page and "<th>12 samples</th>" in page and " FLOP</th>" in page
+    assert "continuing at step 2 of 3 steps" in page and "1 x cpu" in page
+
+
+def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
+    browser = shutil.which("chromium") or pytest.skip("no chromium here")
+    report(runs, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    curves = sum(len(chart["series"]) * (1 + ("raw" in chart["series"][0])) for chart in data(page)["charts"])
+    for axis, logs in (("samples", " checked"), ("seconds", ""), ("flop", "")):
+        text = page.replace('value="samples" checked', 'value="samples"').replace(f'"{axis}"', f'"{axis}" checked', 1)
+        (tmp_path / "seen.html").write_text(re.sub(r'(id="log[xy]")', rf"\1{logs}", text))
+        asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+        seen = subprocess.run([*asked, f"file://{tmp_path / 'seen.html'}"], capture_output=True, text=True, timeout=60)
+        drawn = re.findall(r'<path class="[^"]+"[^>]* d="M[^"]*L[^"]*"', seen.stdout)
+        assert curves > 20 and "NaN" not in "".join(drawn) and (len(drawn) == curves or (logs and drawn)), axis
+
+
+def test_runs_that_tell_little_are_said_in_a_line_each(runs, tmp_path, capsys, monkeypatch):
+    broken, empty = tmp_path / "broken", tmp_path / "empty"
+    shutil.copytree(runs[0], broken)
+    empty.mkdir()
+    (broken / "config.yaml").write_bytes(b"\xff\x00")
+    (broken / "previews/preview_00000002.png").write_bytes(b"no picture")
+    with (broken / "stats.jsonl").open("a") as file:
+        file.write('{"step": 4, "sam')
+    words = [runs[0], broken, empty, "--out", tmp_path / "r.html"]
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["broken", "empty", str(tmp_path / "r.html")]
+    assert "unreadable or do not fit the others: 1; " in lines[0] and "config.yaml: not a readable config" in lines[0]
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('class="remark"') == 2 and "preview_00000002.png: not a readable picture" in page
+    assert data(page)["flop"][1:] == [None, None] and len(data(page)["charts"][0]["series"]) == 2
+
+
+def test_losses_of_other_quantities_are_said_not_to_compare(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("prediction: noise", "prediction: v").replace("- 32", "- 64"))
+    report([runs[0], other], tmp_path / "r.html")
+    remarks = re.findall(r'class="remark">(.*?)</p>', (tmp_path / "r.html").read_text())
+    assert len(remarks) == 1 and remarks[0].startswith("Losses do not compare across all of these runs")
+    assert remarks[0].endswith("model.image_size, diffusion.prediction")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["none"], "none: no such run folder"),
+        (["empty"], "no step is told in .*; name runs that have trained"),
+        (["run", "empty/../run"], "run: named twice"),
+        (["run", "--out", "no/where.html"], "where.html: cannot be written .*; name another file"),
+        (["run", "--out", "empty"], "empty: cannot be written .*; name another file"),
+    ],
+)
+def test_refusals_leave_everything_as_it_was(runs, tmp_path, names, said):
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "report.html").write_text("an older page")
+    out = tmp_path / (names.pop() if "--out" in names else "report.html")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=said):
+        report([tmp_path / name for name in names if name != "--out"], out)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "report.html").read_text() == "an older page"
+
+
+def test_long_curves_are_thinned_and_many_pictures_are_chosen_from(runs, tmp_path):
+    long = tmp_path / "long"
+    shutil.copytree(runs[0], long)
+    lines = ({"step": i, "samples": i, "loss": float("nan") if i == 3 else 1 / i} for i in range(1, 5001))
+    (long / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step in range(10, 100, 10):
+        Image.new("RGB", (2000, 40)).save(long / f"previews/preview_{step:08d}.png")
+    (chart, *_) = charts([Run(long)])
+    (series,) = chart["series"]
+    assert len(series["samples"]) <= POINTS and series["samples"][:3] == [1, 2, 3] and series["samples"][-1] == 5000
+    assert series["raw"][2] is None and series["raw"][3] == 0.25
+    report([long], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert re.findall(r"<h3>step (\d+)</h3>", page) == ["2", "30", "60", "90"] and page.count('width="760"') == 3
+    assert len(page) < 400_000
