@@ -36,7 +36,7 @@ class ConcatUNet(TryOnUNet):
     def __init__(self, config: ConcatUNetConfig):
         super().__init__(config)
         images = 4 if config.lowres else 3  # zt, clothing_agnostic, garment, lowres
-        self.stem = nn.Conv2d(3 * images, config.channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(3 * images + 2 * config.num_pose_maps, config.channels[0], 3, padding=1)
         self.encoder = Encoder(PoseBlock, config.num_blocks, config)
         self.decoder = Decoder(PoseBlock, config.num_blocks, 0, config)
         self.norm = group_norm(config.channels[0])
@@ -55,7 +55,8 @@ class ConcatUNet(TryOnUNet):
             return torch.stack([self(zt, t, cond), self(zt, t, cond.null())], 1)
         context = self.embed(t, cond)
         images = [zt, cond.clothing_agnostic, cond.garment] + ([cond.lowres] if self.config.lowres else [])
-        x = self.stem(torch.cat(images, 1).to(self.stem.weight.dtype))  # (B, C0, H, W)
+        x = self.with_pose(self.with_pose(torch.cat(images, 1), cond.person_pose), cond.garment_pose)
+        x = self.stem(x)  # (B, C0, H, W)
         features = self.encoder(x, context)  # [level][block]
         x = self.decoder(features, context)[0]  # (B, C0, H, W)
         return self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)

@@ -241,6 +241,28 @@ class PoseTokens(nn.Module):
         return self.norm(torch.where(visible, place, self.null.to(place.dtype)) + self.joint)
 
 
+POSE_MAP_WIDTHS = (0.06, 0.2)  # standard deviations, of the image's height
+
+
+def pose_maps(pose: Tensor, size: tuple[int, int]) -> Tensor:
+    """Gaussians around every joint, one of each of POSE_MAP_WIDTHS: where on the body a pixel lies.  -> (B, 2K, H, W)
+
+    pose (B, K, 3): x, y in [0, 1] of width and height, visible; size (H, W).  A joint that is not visible is 0
+    everywhere, wherever its coordinates point.
+    """
+    height, width = size
+    x = (torch.arange(width, device=pose.device) + 0.5) / width
+    y = (torch.arange(height, device=pose.device) + 0.5) / height
+    visible = pose[..., 2:] > 0.5  # (B, K, 1)
+    at = torch.where(visible, pose[..., :2], 0.0).float()
+    dx, dy = (x - at[..., :1]) * (width / height), y - at[..., 1:]  # (B, K, W), (B, K, H)
+    maps = [
+        torch.exp(-(dy**2) / (2 * sigma**2))[..., :, None] * torch.exp(-(dx**2) / (2 * sigma**2))[..., None, :]
+        for sigma in POSE_MAP_WIDTHS
+    ]
+    return torch.cat([each * visible[..., None] for each in maps], 1)
+
+
 class LevelEmbedding(nn.Module):
     """The sum of one learned map of each level's positional encoding, then swish and a linear layer.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.conditions import Conditions, GarmentFeatures
 from model.layers import (
     POOL_HEADS,
+    POSE_MAP_WIDTHS,
     AttentionPool,
     CrossAttention,
     Downsample,
@@ -24,6 +25,7 @@ from model.layers import (
     SelfAttention,
     Upsample,
     group_norm,
+    pose_maps,
     to_tokens,
 )
 from model.network import Block, Count, Levels, Network, NetworkConfig
@@ -40,10 +42,18 @@ class TryOnUNetConfig(NetworkConfig):
     head_dim: int = Field(64, ge=1, description="features of one attention head")
     emb_dim: int = Field(512, ge=POOL_HEADS, description="width of the pose tokens and of the FiLM embedding")
     num_keypoints: int = Field(18, ge=1, description="joints of a pose")
+    pose_maps: bool = Field(
+        False, description="the poses are drawn into the input, too; the paper's network is told them as numbers alone"
+    )
 
     @property
     def tries_on(self) -> bool:
         return True
+
+    @property
+    def num_pose_maps(self) -> int:
+        """Channels in which one pose is drawn."""
+        return len(POSE_MAP_WIDTHS) * self.num_keypoints if self.pose_maps else 0
 
     @property
     def stride(self) -> int:
@@ -215,14 +225,14 @@ class GarmentUNet(nn.Module):
 
     def __init__(self, config: ParallelUNetConfig):
         super().__init__()
-        self.stem = nn.Conv2d(3, config.channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(3 + config.num_pose_maps, config.channels[0], 3, padding=1)
         self.encoder = Encoder(GarmentBlock, config.garment_blocks, config)
         self.decoder = Decoder(GarmentBlock, config.garment_blocks, min(config.attention_levels), config)
         self.norms_down = nn.ModuleDict({str(i): group_norm(config.channels[i]) for i in config.attention_levels})
         self.norms_up = nn.ModuleDict({str(i): group_norm(config.channels[i]) for i in config.attention_levels})
 
     def forward(self, garment: Tensor, context: Context) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """(B, 3, H, W) -> tokens (B, HW, C) of the encoder and of the decoder, {level: tokens} each"""
+        """(B, 3 + P, H, W), P the pose's maps -> {level: tokens (B, HW, C)} of the encoder, and of the decoder"""
         features = self.encoder(self.stem(garment), context)
         outputs = self.decoder(features, context)
         down = {int(i): to_tokens(norm(features[int(i)][-1])) for i, norm in self.norms_down.items()}
@@ -250,6 +260,12 @@ class TryOnUNet(Network):
         emb = self.level_embedding(levels) + self.pool(person) + self.pool(garment)
         return Context(F.silu(emb), torch.cat([person, garment], 1))
 
+    def with_pose(self, images: Tensor, pose: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C + P, H, W): images with their pose's maps, if the config has any; for a stem."""
+        if self.config.pose_maps:
+            images = torch.cat([images, pose_maps(pose, images.shape[-2:]).to(images.dtype)], 1)
+        return images.to(self.stem.weight.dtype)
+
     def check(self, cond: Conditions) -> None:
         """ValueError if cond has a lowres image and the config none, or the reverse."""
         if self.config.lowres and cond.lowres is None:
@@ -273,7 +289,7 @@ class ParallelUNet(TryOnUNet):
         super().__init__(config)
         images = 3 if config.lowres else 2  # zt, clothing_agnostic, lowres
         self.garment_unet = GarmentUNet(config)
-        self.stem = nn.Conv2d(3 * images, config.channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(3 * images + config.num_pose_maps, config.channels[0], 3, padding=1)
         self.encoder = Encoder(PersonBlock, config.num_blocks, config)
         self.decoder = Decoder(PersonBlock, config.num_blocks, 0, config)
         self.norm = group_norm(config.channels[0])
@@ -293,7 +309,7 @@ class ParallelUNet(TryOnUNet):
             zt, t, cond = torch.cat([zt, zt]), torch.cat([t, t]), cond.followed_by_null()
         context = self.embed(t, cond)
         images = [zt, cond.clothing_agnostic] + ([cond.lowres] if self.config.lowres else [])
-        x = self.stem(torch.cat(images, 1).to(self.stem.weight.dtype))  # (B, C0, H, W)
+        x = self.stem(self.with_pose(torch.cat(images, 1), cond.person_pose))  # (B, C0, H, W)
         features = self.encoder(x, context._replace(garment=garment_down))  # [level][block]
         x = self.decoder(features, context._replace(garment=garment_up))[0]  # (B, C0, H, W)
         x = self.head(F.silu(self.norm(x))).to(zt.dtype)  # (B, 3, H, W)
@@ -303,7 +319,7 @@ class ParallelUNet(TryOnUNet):
         """What the person's blocks attend to, 0 where cond drops the garment."""
         if not self.config.garment_time:
             t = torch.zeros_like(t)
-        tokens = self.garment_unet(cond.garment.to(self.stem.weight.dtype), self.embed(t, cond))
+        tokens = self.garment_unet(self.with_pose(cond.garment, cond.garment_pose), self.embed(t, cond))
         if cond.keep is None:
             return tokens
         keep = cond.keep.view(-1, 1, 1)

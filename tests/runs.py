@@ -206,7 +206,7 @@ def stats(run_dir: Path) -> list[dict]:
 
 def losses(run_dir: Path) -> np.ndarray:
     """The loss of each step from 1 on, which every line must be there for, once."""
-    lines = stats(run_dir)
+    lines = [line for line in stats(run_dir) if "loss" in line]  # the others are of measurements
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return np.array([line["loss"] for line in lines])
 

@@ -150,7 +150,11 @@ def test_a_checkpoint_has_a_file_of_each_average():
 
 @pytest.mark.parametrize(
     ("changes", "package"),
-    [({"engine__zero_stage": 2}, "deepspeed"), ({"optim__name": "adamw8bit"}, "bitsandbytes")],
+    [
+        ({"engine__zero_stage": 2}, "deepspeed"),
+        ({"optim__name": "adamw8bit"}, "bitsandbytes"),
+        ({"log__wandb": "offline"}, "wandb"),
+    ],
 )
 def test_a_package_that_is_not_there(run, monkeypatch, changes, package):
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for a package that must not be imported

@@ -49,6 +49,9 @@ def test_warmup_is_linear_and_exact():
     assert lr_at(0, config) == pytest.approx(1e-8, rel=1e-12) and lr_at(4_999, config) == pytest.approx(5e-5, rel=1e-12)
     assert lr_at(9_998, config) < 1e-4 and lr_at(9_999, config) == lr_at(10_000, config) == lr_at(10**6, config) == 1e-4
     assert lr_at(0, OptimConfig(lr=1.0, warmup_steps=0)) == 1.0
+    falling = OptimConfig(lr=1.0, warmup_steps=10, decay_after=100)
+    assert lr_at(4, falling) == 0.5 and lr_at(99, falling) == 1.0
+    assert lr_at(399, falling) == 0.5 and lr_at(9_999, falling) == pytest.approx(0.1, rel=1e-12)
 
 
 def test_the_optimizer_uses_the_learning_rate_of_its_step(configured):

@@ -129,11 +129,12 @@ def test_the_project_is_seen():
 
 
 ARROWS = {  # package: what it never imports
-    "model": ("data", "training", "sampling", "launch", "benchmarks", "tests"),
-    "data": ("model", "training", "sampling", "launch", "benchmarks", "tests"),
-    "training": ("sampling", "launch", "benchmarks", "tests"),
-    "sampling": ("launch", "benchmarks", "tests"),
-    "launch": ("benchmarks", "tests"),
+    "model": ("data", "training", "sampling", "evaluation", "launch", "benchmarks", "tests"),
+    "data": ("model", "training", "sampling", "evaluation", "launch", "benchmarks", "tests"),
+    "training": ("sampling", "evaluation", "launch", "benchmarks", "tests"),
+    "sampling": ("evaluation", "launch", "benchmarks", "tests"),
+    "evaluation": ("launch", "benchmarks", "tests"),
+    "launch": ("evaluation", "benchmarks", "tests"),
     "benchmarks": ("tests",),
 }
 FRONT_DOOR = ("model", "sampling.pipeline")  # `from model import TryOnCascade`, imported when it is asked for
@@ -200,8 +201,11 @@ def test_rank_checks_are_recognised(code, found):
 
 
 def test_nothing_loads_pickles():
+    # LPIPS's weights come as pickles: its own unpickler knows numpy's arrays and refuses all else.
+    allowed = {("training/lpips_weights.py", "import pickle")}
     for path in PRODUCT:
-        assert not (found := list(unsafe_loads(tree_of(path)))), f"{name_of(path)}: {found[0]}"
+        found = [each for each in unsafe_loads(tree_of(path)) if (name_of(path), each) not in allowed]
+        assert not found, f"{name_of(path)}: {found[0]}"
 
 
 @pytest.mark.parametrize(

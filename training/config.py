@@ -20,6 +20,7 @@ from yaml import YAMLError
 from data.mixture import DataConfig
 from data.schema import IMAGES
 from model.diffusion import DiffusionConfig
+from model.losses import LossConfig
 from model.networks import NETWORKS, AnyNetworkConfig
 from model.parallel_unet import ParallelUNetConfig
 from model.sampler import SamplerConfig
@@ -56,6 +57,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
     data: DataConfig = DataConfig()
     model: AnyNetworkConfig = ParallelUNetConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    loss: LossConfig = LossConfig()
     sampler: SamplerConfig = SamplerConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -91,6 +93,13 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 f"optim.name=adamw8bit does not go with engine.zero_stage={engine.zero_stage}, which shares Adam's "
                 "moments out; use optim.name=adamw, or engine.zero_stage=null"
             )
+        if self.loss.kind != "mse" and self.diffusion.min_snr_gamma is not None:
+            raise ValueError(
+                f"diffusion.min_snr_gamma={self.diffusion.min_snr_gamma} weighs squared errors, and loss.kind="
+                f"{self.loss.kind} has others; use loss.kind=mse, or diffusion.min_snr_gamma=null"
+            )
+        if (size := self.training_size) and (wrong := self.loss.wrong_size(size)):
+            raise ValueError(wrong)
         for key, value, unset in [("micro_batch", train.micro_batch, None), ("accumulation", train.accumulation, 1)]:
             if engine.micro_batch is not None and value != unset:
                 raise ValueError(

@@ -24,15 +24,17 @@ from training.distributed import Agreed, agreed, num_ranks, on_main
 from training.draws import TrainingDraws
 from training.ema import EMA
 from training.engine import SingleDevice, pick_device
+from training.evaluating import Evaluation
 from training.fit import fit_micro_batch, needs_memory, out_of_memory_told
 from training.heartbeat import Pulse
 from training.held_out import preview, validation_loss
 from training.hosts import check_data, check_hosts, check_shared
 from training.log import RunLog
+from training.meter import Meter, Report, add_to_window, share, statistics_line
+from training.objective import make_objective
 from training.optim import lr_at
 from training.quarantine import Quarantine
 from training.replicas import CHECKED_STEPS, check_replicas
-from training.report import Meter, Report, add_to_window, share, statistics_line
 from training.resume import prepare, resume, save
 from training.sheet import contact_sheet, scaled, sharpened_sheet
 from training.start import check, check_run, keep
@@ -62,6 +64,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         with needs_memory("weights, gradients and averages"):
             engine = engine_class(config.model, config.engine, config.optim, config.seed)
             ema = EMA(engine, config.ema)
+        objective = make_objective(config.loss, engine.device)
         mark("model")
         with agreed():
             state, told = resume(run_dir, config, dataset, engine, ema)
@@ -71,11 +74,15 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         saver = guards.enter_context(_published(Saver(run_dir, config.checkpoint)))
         prepare(saver, engine, ema)
         with pulse("memory"):
-            accumulation = fit_micro_batch(engine, config, run_dir)
+            accumulation = fit_micro_batch(engine, config, run_dir, objective)
         guards.enter_context(out_of_memory_told(engine, config, run_dir, accumulation))
         draws = TrainingDraws(config.seed, config.training_size, config.model.num_aug_levels, config.diffusion)
         layout = Layout(config.train.global_batch, engine.rank, engine.num_ranks, accumulation)
-        log = RunLog(run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch)
+        with agreed():
+            log = RunLog(
+                run_dir, state.step, state.samples, config.train.num_steps, config.train.global_batch, config.log,
+                config.model_dump(mode="json"),
+            )  # fmt: skip
         for message in told:
             log.info(f"warning: {message}")
         for key, (old, new) in changed.items():
@@ -87,6 +94,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
         order = None if isinstance(dataset, Pipes) else _order(config, dataset)
         stream = _micro_batches(config, dataset, order, draws, layout, state, quarantine)
         key, stop = partial(_key, dataset, order), None
+        evaluation = _evaluation(log, config, engine, held_out or dataset)
         while state.step < config.train.num_steps and stop is None:
             losses, times, positions = [], [], []
             for micro in range(layout.num_micro_batches):
@@ -99,7 +107,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                         batch = to_device(batch, engine.device)
                         x0 = to_unit_range(batch.person)
                         cond = clean_conditions(batch, x0, config.model)
-                        loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion)
+                        loss = diffusion_loss(engine.net, x0, cond, batch.draws, config.diffusion, objective)
                     with pulse("all-reduce" if last else "backward"):
                         engine.backward(loss.mean() / layout.num_micro_batches)
                 losses.append(loss.detach())
@@ -133,7 +141,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
                 with ema.applied(), meter.paused("validation"), needs_memory("the validation"):
                     value, broken = validation_loss(
                         engine.local_net, config.model, held_out, draws, config.log.num_validation, layout.micro_batch,
-                        engine.device, engine.sharded,
+                        engine.device, engine.sharded, objective,
                     )  # fmt: skip
                 log.scalars(state.step, {"validation/loss": value})
                 without = f" without {broken} broken samples, named in the ranks' logs" if broken else ""
@@ -145,6 +153,14 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
             if state.step % config.log.preview_every == 0 and not report.hurry and not isinstance(shown, Pipes):
                 with ema.applied(), meter.paused("preview"), needs_memory("the preview (log.num_previews)"):
                     _log_preview(log, state, shown, config, engine)
+            if evaluation and state.step % config.log.eval_every == 0 and not report.hurry:
+                with ema.applied(), meter.paused("evaluation"), needs_memory("the evaluation (log.eval_every)"):
+                    values = evaluation(
+                        engine.local_net, shown, batch=layout.micro_batch, even=engine.sharded, device=engine.device,
+                        alive=pulse.beat,
+                    )  # fmt: skip
+                log.scalars(state.step, values)
+                log.info(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
             if saves:
                 with meter.paused("checkpoint"):
                     save(saver, state, engine, ema)
@@ -239,6 +255,17 @@ def _log_preview(
         height = truth[0].shape[0]
         told = [scaled(image, height // config.model.lowres_factor) for image in truth]
         log.image(state.step, "preview", sharpened_sheet(told, results, truth, height=max(128, height)))
+
+
+def _evaluation(
+    log: RunLog, config: Config, engine: SingleDevice, shown: ShardedDataset | Mixture | Pipes
+) -> Evaluation | None:
+    if not config.log.eval_every or isinstance(shown, Pipes):
+        return None
+    evaluation = Evaluation(config, engine.device)
+    if evaluation.told:
+        log.info(f"warning: {evaluation.told}")
+    return evaluation if evaluation.likeness else None
 
 
 def _greeting(config: Config, dataset: Mixture | Pipes, engine: SingleDevice, state: TrainState) -> str:

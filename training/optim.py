@@ -1,5 +1,6 @@
 """Adam: which one, its learning rate, and its moments in and out as fp32."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -16,6 +17,9 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
     )
     lr: float = Field(1e-4, gt=0, description="learning rate after warmup (Zhu et al. 2023, Sec. 4)")
     warmup_steps: int = Field(10_000, ge=0, description="steps of the linear rise from 0 to lr")
+    decay_after: int | None = Field(
+        None, ge=1, description="steps after which lr falls with the square root of the step; null: never"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates; the paper does not state them")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
@@ -23,8 +27,12 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def lr_at(step: int, config: OptimConfig) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: linear warmup, then constant."""
-    return config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    """The learning rate of optimizer step `step`, counted from 0: linear warmup, then constant (Zhu et al. 2023).
+
+    With decay_after it falls as 1 / sqrt(step) from there on (Karras et al. 2024, EDM2, Eq. 67): no last step is known.
+    """
+    lr = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return lr if config.decay_after is None else lr / math.sqrt(max(1.0, (step + 1) / config.decay_after))
 
 
 def make_optimizer(parameters: list[Tensor], config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from training.config import Config, TrainConfig, differences, read_config, save_
 from training.distributed import Passing, is_stray_rank, num_ranks
 from training.engine import SingleDevice, pick_device
 from training.fit import accumulation_of
+from training.log import check_log
 from training.snapshot import keep_code, keep_environment
 from training.stop import clear_markers
 
@@ -148,6 +149,7 @@ def check_run(run_dir: Path, config: Config) -> tuple[dict[str, tuple[Any, Any]]
 
     Raises ValueError when it belongs to another run, is in use, or cannot be written.
     """
+    check_log(config.log)
     path, changed = run_dir / "config.yaml", {}
     if path.is_file():
         changed = differences(read_config(path), config)
