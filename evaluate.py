@@ -5,8 +5,8 @@ Draws the held-out pairs of a run, or takes pictures of any model, and measures 
     python evaluate.py runs/cascade --unpaired --inception-weights pt_inception-2015-12-05-6726825d.pth
     python evaluate.py --images results --reference test/image --masks test/garment_mask
 Writes OUT/PROTOCOL/metrics.json, metrics.md, per_pair.csv and contact sheets of the worst, median and best pairs, and
-TensorBoard scalars in the run.  The same command draws on where it ended.  docs/evaluation.md says what the numbers
-are.
+TensorBoard scalars, in the run where no --out is given.  The same command draws on where it ended.  docs/evaluation.md
+says what the numbers are.
 """
 
 import argparse
@@ -15,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.prepare import count, seed
+from data.prepare import count
 from evaluation.drawing import PICTURES, Asked, draw
 from evaluation.measuring import measure, measures_of
 from evaluation.protocols import PROTOCOLS, Protocol
 from evaluation.sources import Folder, Source
 from evaluation.telling import tell
 from model.cascade import between
+from sampling.options import WORDS, add_drawing, check_out, refuse_idle, split
+from sampling.outputs import make_folder
 from sampling.stages import Trained, find_stages
 from training.distributed import DistributedConfig, agreed, on_main, process_group, say, under_torchrun
 from training.engine import pick_device
@@ -32,8 +34,7 @@ DRAWING = ("shards", "start", "stop", "seed", "weights", "dp", "one_at_a_time", 
 
 def main() -> None:
     args = parser().parse_intermixed_args()
-    overrides = [word for word in args.words if "=" in word and not Path(word).exists()]
-    places = [Path(word) for word in args.words if word not in overrides]
+    places, overrides = split(args.words)
     check(args, places, overrides)
     stages = between(find_stages(places, overrides), args.start, args.stop) if places else []
     distributed = stages[0].config.distributed if stages else DistributedConfig()
@@ -43,6 +44,9 @@ def main() -> None:
             device = pick_device(stages[0].config.engine.device if stages else args.device)
         protocols = [PROTOCOLS[name] for name in dict.fromkeys(args.protocol)]
         repainted = {protocol: repaints(args, protocol, source) for protocol in protocols}
+        with agreed():
+            for protocol in protocols:
+                make_folder(out / protocol.name)
         for protocol, repaint in repainted.items():
             measures = measures_of(protocol, source.paired, source.size, args.inception_weights, device)
             measured = measure(source, protocol, measures, args.batch, repaint)
@@ -60,27 +64,23 @@ def check(args: argparse.Namespace, places: list[Path], overrides: list[str]) ->
     default = vars(parser().parse_args([]))
     idle = DRAWING if args.images else ("repainted", "device")
     why = "pictures of --images are drawn already" if args.images else "the run's config says so, or it is drawn anew"
-    for option in idle:
-        if getattr(args, option) != default[option]:
-            raise ValueError(f"--{option.replace('_', '-')}: has no effect here, {why}; leave it out")
-    if args.images and overrides:
-        raise ValueError(f"{overrides[0]}: is for pictures that are drawn, and --images are already; leave it out")
+    given = [(f"--{option.replace('_', '-')}", getattr(args, option) != default[option], why) for option in idle]
+    refuse_idle(given + [(word, bool(args.images), why) for word in overrides])
 
 
 def open_drawn(
     args: argparse.Namespace, stages: list[Trained], places: list[Path]
 ) -> tuple[Source, dict[str, Any], Path, Path | None]:
-    """(the pictures, what they were made with, where numbers go, the run's TensorBoard)"""
+    """(the pictures, what they were made with, where numbers go, the run's TensorBoard unless they go elsewhere)"""
     out = args.out or places[-1] / ("evaluation_unpaired" if args.unpaired else "evaluation")
     asked = Asked(
         args.shards, args.pairs, args.unpaired, args.masks, args.seed, args.batch, args.weights, args.dp,
         args.one_at_a_time, args.overwrite,
     )  # fmt: skip
-    if out.resolve() in {folder.resolve() for folder in (*places, *(stage.folder for stage in stages))}:
-        raise ValueError(f"--out {out}: is the folder of what draws; name one of its own, such as {out / 'evaluation'}")
+    check_out(out, places, stages, "evaluation")
     source, made = draw(stages, asked, out)
     board = stages[-1].folder / "tensorboard"
-    return source, made, out, board if board.is_dir() else None
+    return source, made, out, board if board.is_dir() and not args.out else None
 
 
 def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path, Path | None]:
@@ -98,10 +98,11 @@ def repaints(args: argparse.Namespace, protocol: Protocol, source: Source) -> bo
     """Whether the pictures get the person's pixels where nothing was to be drawn."""
     if not protocol.repaint or args.repainted:
         return False
-    if source.region is None or (args.images and not source.paired):
+    if not source.knows_drawn:
         raise ValueError(
             f"--protocol {protocol.name}: takes what is not drawn from the person, and nobody says where that is; give "
-            "paired pictures with --masks, or with shards as --reference, or --repainted where it is done already"
+            "paired pictures with shards as --reference, or with the masks of what was inpainted as --masks, or "
+            "--repainted where it is done already"
         )
     return True
 
@@ -112,15 +113,16 @@ def parser() -> argparse.ArgumentParser:
         "%(prog)s --images DIR --reference DIR_OR_SHARDS [options]",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    result.add_argument(
-        "words", nargs="*", metavar="RUN_OR_CASCADE | key=value",
-        help="folders; sampler.num_steps=20 is for all stages, sr_unet.sampler.num_steps=20 for the folder sr_unet",
-    )  # fmt: skip
+    result.add_argument("words", **WORDS)
     what = result.add_argument_group("what is measured")
     what.add_argument("--shards", help="pairs to draw [the run's data.val_shards]")
     what.add_argument("--images", type=Path, metavar="DIR", help="pictures of any model, PNG or JPEG, of one size")
     what.add_argument("--reference", metavar="DIR_OR_SHARDS", help="the truth; pairs go by file name without suffix")
-    what.add_argument("--masks", type=Path, metavar="DIR", help="by name, white where the garment is [what is drawn]")
+    what.add_argument(
+        "--masks", type=Path, metavar="DIR",
+        help="by name, white in the region of its own numbers [what is drawn]; where a protocol repaints --images of "
+        "a folder of references: white where the model drew",
+    )  # fmt: skip
     what.add_argument("--pairs", type=count, help="the first so many [all]")
     what.add_argument("--unpaired", action="store_true", help="every person in the next one's garment: crowds alone")
     measured = result.add_argument_group("how it is measured")
@@ -133,14 +135,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how = result.add_argument_group("how it is drawn")
     how.add_argument("--start", metavar="STAGE", help="begin at this stage, with the persons' pictures")
-    how.add_argument("--stop", metavar="STAGE", help="end with this stage")
-    how.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
-    how.add_argument("--dp", action="store_true", help="one process, a replica on each GPU; torchrun is faster")
-    how.add_argument("--one-at-a-time", action="store_true", help="keep only the network that runs on the GPU")
-    how.add_argument(
-        "--weights", action="append", default=[], metavar="[STAGE=]NAME",
-        help="a file of the checkpoint, or any FILE.safetensors [ema]",
-    )  # fmt: skip
+    add_drawing(how)
     where = result.add_argument_group("what is written")
     where.add_argument("--out", type=Path, help=f"pictures go to OUT/{PICTURES} [evaluation in the last folder named]")
     where.add_argument("--overwrite", action="store_true", help="draw anew what other options have drawn into OUT")

@@ -16,11 +16,12 @@ from typing import Any
 
 from data.agnostic import RULES
 from data.parts import LABEL_MAPS
-from data.prepare import count, seed
+from data.prepare import count
 from model.cascade import between
 from sampling.devices import Replicas, pick_devices
 from sampling.drawing import draw_all, write_animation, write_sheet
-from sampling.inputs import ImagesAlone, Inputs, Lowres, ShardPairs, own_size
+from sampling.inputs import ImagesAlone, Inputs, Lowres, ShardPairs, data_of, held_out_of, own_size
+from sampling.options import WORDS, add_drawing, check_out, refuse_idle, split
 from sampling.outputs import FORMATS, SHEET, Files, Names, Output, Shards, about, claim, make_folder
 from sampling.photos import KINDS, Shot, pairs_of_photos
 from sampling.sheets import ANIMATIONS
@@ -35,6 +36,8 @@ PAIRS, QUALITY = 64, 95
 def main() -> None:
     args = parser().parse_intermixed_args()
     places, overrides = split(args.words)
+    if not places:
+        raise ValueError("no folder named: python sample.py RUN_OR_CASCADE [RUN ...] [key=value ...]")
     stages = between(find_stages(places, overrides), args.start, args.stop)
     with process_group(stages[0].config.distributed) if under_torchrun() else nullcontext():
         with agreed():
@@ -42,7 +45,7 @@ def main() -> None:
             devices = pick_devices(stages, args.dp)
             inputs, lowres, grid = open_inputs(args, stages)
             out = args.out or default_out(args, places)
-            check_out(out, places, stages)
+            check_out(out, places, stages, "samples")
             make_folder(out)
         replicas = Replicas(stages, weights_of(args.weights, stages), devices, args.one_at_a_time)
         form = {"format": args.format, "all_stages": args.all_stages}
@@ -59,15 +62,6 @@ def main() -> None:
             how = args.rows, args.batch, args.seed
             on_main(lambda: write_animation(args.animation, replicas, stages, inputs, lowres, output, *how))
         say(f"{out}: {inputs.num} images, {drawn} of them new, and {SHEET}")
-
-
-def split(words: list[str]) -> tuple[list[Path], list[str]]:
-    """(folders, key=value overrides)"""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
-    places = [Path(word) for word in words if word not in overrides]
-    if not places:
-        raise ValueError("no folder named: python sample.py RUN_OR_CASCADE [RUN ...] [key=value ...]")
-    return places, overrides
 
 
 def check(args: argparse.Namespace) -> None:
@@ -103,13 +97,6 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option.replace('_', '-')}: {len(files)} files; give one for each --{of}")
 
 
-def refuse_idle(idle: list[tuple[str, bool, str]]) -> None:
-    """Raises ValueError for options (name, whether it is given to no effect, why) that would do nothing."""
-    for option, without_effect, why in idle:
-        if without_effect:
-            raise ValueError(f"{option}: has no effect here, {why}; leave it out")
-
-
 def open_inputs(
     args: argparse.Namespace, stages: list[Trained]
 ) -> tuple[Inputs, Lowres | None, tuple[int, int] | None]:
@@ -123,12 +110,10 @@ def open_inputs(
         inputs, grid = open_photos(args)
     elif sizes or not args.image:
         sizes = sizes + ([own_size(first)] if wants_image and not args.image else [])
-        # The largest stage that tries on was trained on shards that serve the smaller ones too.
-        data = [stage.config.data for stage in reversed(stages) if stage.config.model.tries_on] or [first.config.data]
-        held_out = args.shards or next((each.val_shards for each in data if each.val_shards), None)
-        if not held_out:
+        shards = args.shards or held_out_of(stages)
+        if not shards:
             say("note: the run has no data.val_shards; sampling pairs it was trained on")
-        shards = held_out or data[0].places()[0]
+            shards = data_of(stages)[0].places()[0]
         num = args.pairs or PAIRS
         num = min(num, len(args.image)) if args.image else num
         inputs = ShardPairs(shards, sizes, num, args.unpaired, grid)
@@ -189,12 +174,6 @@ def default_out(args: argparse.Namespace, places: list[Path]) -> Path:
     return places[-1] / name
 
 
-def check_out(out: Path, places: list[Path], stages: list[Trained]) -> None:
-    """Raises ValueError when the pictures would lie among the files of a cascade or of a run."""
-    if out.resolve() in {folder.resolve() for folder in (*places, *(stage.folder for stage in stages))}:
-        raise ValueError(f"--out {out}: is the folder of what draws; name one of its own, such as {out / 'samples'}")
-
-
 def grid_size(text: str) -> tuple[int, int]:
     """'8x5' -> (8, 5)"""
     sides = text.split("x")
@@ -214,10 +193,7 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s RUN_OR_CASCADE [RUN ...] [key=value ...] [options]", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    result.add_argument(
-        "words", nargs="*", metavar="RUN_OR_CASCADE | key=value",
-        help="folders; sampler.num_steps=20 is for all stages, sr_unet.sampler.num_steps=20 for the folder sr_unet",
-    )  # fmt: skip
+    result.add_argument("words", **WORDS)
     what = result.add_argument_group("what is drawn")
     what.add_argument("--shards", help="pairs to sample [the run's data.val_shards]")
     what.add_argument("--pairs", type=count, help=f"the first so many pairs [{PAIRS}]")
@@ -238,15 +214,8 @@ def parser() -> argparse.ArgumentParser:
     how = result.add_argument_group("how")
     how.add_argument("--start", metavar="STAGE", help="begin at this stage")
     how.add_argument("--image", **files, help="what it shall sharpen, one for each pair [the persons' pictures]")
-    how.add_argument("--stop", metavar="STAGE", help="end with this stage")
-    how.add_argument("--seed", type=seed, default=0, help="another seed draws other noise [0]")
     how.add_argument("--batch", type=count, default=16, help="pairs in one forward pass [16]")
-    how.add_argument("--dp", action="store_true", help="one process, a replica on each GPU; torchrun is faster")
-    how.add_argument("--one-at-a-time", action="store_true", help="keep only the network that runs on the GPU")
-    how.add_argument(
-        "--weights", action="append", default=[], metavar="[STAGE=]NAME",
-        help="a file of the checkpoint, or any FILE.safetensors [ema]",
-    )  # fmt: skip
+    add_drawing(how)
     where = result.add_argument_group("what is written")
     where.add_argument("--out", type=Path, help="[samples, samples_unpaired, ... in the last folder named]")
     where.add_argument("--format", choices=FORMATS, default="png", help="webdataset: tar shards of PNG [png]")

@@ -22,13 +22,15 @@ class Curve(NamedTuple):
 class Axes:
     """A rectangle of the picture and what it shows."""
 
-    def __init__(self, left: int, top: int, curves: Sequence[Curve]):
+    def __init__(self, left: int, top: int, curves: Sequence[Curve], whole: bool):
         (width, height), (west, north, east, south) = SIZE, MARGIN
         self.box = (left + west, top + north, left + width - east, top + height - south)
         points = [point for curve in curves for point in curve.points]
         self.x, self.y = ([point[i] for point in points] for i in (0, 1))
         middle = median(self.y)
-        low, high = max(min(self.y), middle / 1.5), min(max(self.y), middle * 1.5)
+        low, high = min(self.y), max(self.y)
+        if not whole:
+            low, high = max(low, middle / 1.5), min(high, middle * 1.5)
         margin = 0.05 * (high - low) or 1.0
         self.low, self.high = low - margin, high + margin
 
@@ -41,15 +43,20 @@ class Axes:
         return left + across * (right - left), bottom - up * (bottom - top)
 
 
-def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], x_label: str, columns: int) -> Image.Image:
-    """Panels of (title, curves) side by side, and what the colours mean; a name has one colour in all panels."""
+def draw_curves(
+    panels: Sequence[tuple[str, Sequence[Curve]]], x_label: str, columns: int, whole: bool = False
+) -> Image.Image:
+    """Panels of (title, curves) side by side, and what the colours mean; a name has one colour in all panels.
+
+    whole: show every value, not those near the median alone.
+    """
     names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     rows = -(-len(panels) // columns)
     picture = Image.new("RGB", (columns * SIZE[0] + LEGEND, rows * SIZE[1]), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     for i, (title, curves) in enumerate(panels):
-        axes = Axes(i % columns * SIZE[0], i // columns * SIZE[1], curves)
+        axes = Axes(i % columns * SIZE[0], i // columns * SIZE[1], curves, whole)
         left, top, right, bottom = axes.box
         for y in _round_numbers(axes.low, axes.high):
             _, height = axes((axes.x[0], y))

@@ -12,6 +12,7 @@ count; with engine.device=cuda it is time, and one network is trained after the 
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from PIL import Image
 from benchmarks.curves import Curve, draw_curves
 from benchmarks.pasting import mean_color, pasted, warped
 from benchmarks.record import machine, record
-from benchmarks.recovery import arms, measured, nearest, texture
+from benchmarks.recovery import NEAR, arms, measured, nearest, texture
 from benchmarks.wardrobe import Known, known, pair
 from data.dataset import ShardedDataset
 from data.prepare import count
@@ -44,6 +45,7 @@ from sampling.stages import Trained, find_stages, load
 from training import checkpoint
 from training.config import read_config
 from training.draws import SamplingNoise, TrainingDraws
+from training.engine import pick_device
 from training.exits import run
 from training.held_out import conditions_of, validation_loss
 from training.lpips_weights import load_lpips
@@ -57,13 +59,21 @@ NETWORKS = {  # the same number of parameters to half a percent
 SEEDS = {"train": 0, "val": 1}
 ALTERNATIVES = 16  # prints, and arms, that a picture is compared with
 POLL_S, BATCH, SHOWN, HEIGHT = 0.5, 32, 12, 128
+LATE_S = 10  # seconds by which a network may have been trained beyond its budget
 SHOWN_MEASURES = ("masked_ssim", "masked_lpips_alex", "retrieval", "arms")
 
 
 def shards(folder: Path, size: tuple[int, int], num: dict[str, int]) -> None:
-    """Draws what is missing of FOLDER/train and FOLDER/val."""
+    """Draws what is missing of FOLDER/train and FOLDER/val.  Raises ValueError where other pairs are there."""
     for name, seed in SEEDS.items():
-        if not (folder / name).exists():
+        if (folder / name).exists():
+            there = ShardedDataset(folder / name)
+            if (len(there), there.stored_size) != (num[name], size):
+                raise ValueError(
+                    f"{folder / name}: holds {len(there)} pairs of {there.stored_size}, wanted are {num[name]} of "
+                    f"{size}; use another --dir"
+                )
+        else:
             with ProcessPoolExecutor(cores()) as pool:
                 samples = pool.map(partial(pair, seed, size=size), range(num[name]), chunksize=64)
                 write_shards(samples, folder / name, samples_per_shard=4000)
@@ -95,18 +105,22 @@ class Training:
         self.process = psutil.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT)
 
     def used(self, cpu: bool) -> float:
-        """Seconds since the first start."""
-        return self.spent + (_cpu_seconds(self.process) if cpu else time.monotonic() - self.began)
+        """Seconds since the first start, those of what a kill has lost among them.
 
-    def stop(self, used: float) -> None:
+        Raises ValueError when training has ended of itself.
+        """
+        if (status := self.process.poll()) is not None:
+            raise ValueError(f"{self.dir / 'benchmark.log'}: training ended with status {status}; see there")
+        used = self.spent + (_cpu_seconds(self.process) if cpu else time.monotonic() - self.began)
+        self.ledger.write_text(json.dumps(used))
+        return used
+
+    def stop(self) -> None:
         """Has the run save and end."""
         (self.dir / "STOP").touch()
-        status = self.process.wait()
+        self.process.wait()
         self.log.close()
-        if status not in (0, 1):
-            raise ValueError(f"{self.dir / 'benchmark.log'}: training ended with status {status}; see there")
-        self.spent, self.process = used, None
-        self.ledger.write_text(json.dumps(used))
+        self.spent, self.process = json.loads(self.ledger.read_text()), None
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -127,19 +141,20 @@ def train_until(trainings: Iterable[Training], seconds: float, cpu: bool) -> Non
     Raises ValueError when one ends of itself.
     """
     waiting = [each for each in trainings if each.spent < seconds]
-    groups = [waiting] if cpu else [[each] for each in waiting]
-    for group in groups:
-        for each in group:
-            each.start()
-        running = list(group)
-        while running:
-            time.sleep(POLL_S)
-            for each in list(running):
-                if each.process.poll() is not None:
-                    raise ValueError(f"{each.dir / 'benchmark.log'}: training ended before its time; see there")
-                if (used := each.used(cpu)) >= seconds:
-                    each.stop(used)
+    for group in [waiting] if cpu else [[each] for each in waiting]:
+        running = []
+        try:
+            for each in group:
+                each.start()
+                running.append(each)
+            while running:
+                time.sleep(POLL_S)
+                for each in [one for one in running if one.used(cpu) >= seconds]:
+                    each.stop()
                     running.remove(each)
+        finally:
+            for each in running:
+                each.stop()
 
 
 @torch.no_grad()
@@ -170,7 +185,7 @@ def sensitivity(own: list[np.ndarray], swapped: list[np.ndarray], tests: list[Kn
     change = [np.abs(a.astype(float) - b).mean(2) for a, b in zip(own, swapped, strict=True)]
     within = float(np.mean([x[k.either].mean() for x, k in zip(change, tests, strict=True)]))
     rest = float(np.mean([x[~k.either].mean() for x, k in zip(change, tests, strict=True)]))
-    return {"garment_region": within, "rest": rest, "ratio": within / rest}
+    return {"garment_region": within, "rest": rest, "ratio": within / max(rest, 1e-9)}
 
 
 def loss_of(stage: Stage, trained: Trained, val: ShardedDataset, device: torch.device) -> float:
@@ -186,16 +201,17 @@ def look(trainings: dict[str, Training], tests: list[Known], val: Path, lpips: A
     for name, training in trainings.items():
         trained = find_stages([training.dir], [f"engine.device={device.type}"])[0]
         stage, _ = load(trained, "ema", device)
+        stage.net.to(device)
         images[name] = drawn(stage, tests, tests, device)
         if name == "parallel_unet":
-            images["null_garment"] = drawn(stage, tests, None, device)
+            null = drawn(stage, tests, None, device)
         val_set = ShardedDataset(val)
         result[name] = _progress(training, trained.config.train.global_batch)
         result[name]["validation_loss"] = loss_of(stage, trained, val_set, device)
         result[name]["sensitivity"] = sensitivity(images[name], drawn(stage, tests, swapped, device), tests)
+    images["null_garment"] = null
     for name, make in (("mean_colour", mean_color), ("keypoint_warp", warped)):
-        images[name] = [pasted(base, *make(k.sample, k.garment_mask))
-                        for base, k in zip(images["null_garment"], tests, strict=True)]  # fmt: skip
+        images[name] = [pasted(base, *make(k.sample, k.garment_mask)) for base, k in zip(null, tests, strict=True)]
     for name in images:
         result[name] = result.get(name, {}) | measured(images[name], tests, lpips)
     return images, result
@@ -216,20 +232,24 @@ def sheet(images: dict[str, list[np.ndarray]], tests: list[Known]) -> Image.Imag
     return Image.fromarray(grid(rows, ["person", "garment", *images, "truth"]))
 
 
-def plot(budgets: list[dict]) -> Image.Image:
-    panels = [
-        (measure, [Curve(name, [(row["minutes"], row["methods"][name][measure]) for row in budgets])
-                   for name in budgets[0]["methods"]])
-        for measure in SHOWN_MEASURES
-    ]  # fmt: skip
-    return draw_curves(panels, "minutes of training", columns=2)
+def plot(result: dict[str, Any]) -> Image.Image:
+    budgets, panels = result["budgets"], []
+    for measure in SHOWN_MEASURES:
+        curves = [
+            Curve(name, [(row["minutes"], row["methods"][name][measure]) for row in budgets])
+            for name in budgets[0]["methods"]
+        ]
+        if measure in result["reference"]:
+            curves.append(Curve("chance", [(budgets[0]["minutes"], result["reference"][measure])]))
+        panels.append((measure, curves))
+    return draw_curves(panels, "minutes of training", columns=2, whole=True)
 
 
-def chance(tests: list[Known]) -> dict[str, float]:
-    """What a picture of somebody else's garment in somebody else's pose would score: the second alternative's."""
+def reference(tests: list[Known]) -> dict[str, float]:
+    """What chance would score, and what the truth does."""
     return {
         "retrieval": 1 / len(tests[0].prints),
-        "arms": float(np.mean([np.linalg.norm(j[1:] - j[0], axis=-1) < 0.2 for k in tests for j in k.joints])),
+        "arms": float(np.mean([np.linalg.norm(j[1:] - j[0], axis=-1) < NEAR for k in tests for j in k.joints])),
         "truth_retrieval": float(np.mean([texture(k.sample.person, k.prints, k.mask) == 0 for k in tests])),
         "truth_retrieval_with_colour": float(np.mean([nearest(k.sample.person, k.prints, k.mask) == 0 for k in tests])),
         "truth_arms": float(np.mean([arms(k.sample.person, k) for k in tests])),
@@ -238,36 +258,54 @@ def chance(tests: list[Known]) -> dict[str, float]:
 
 def main() -> None:
     args = parser().parse_intermixed_args()
-    root, out = args.dir, args.out
-    config = read_config(CONFIG, args.words)
-    size, device = config.model.image_size, torch.device("cuda" if config.engine.device == "cuda" else "cpu")
+    root, config = args.dir, read_config(CONFIG, args.words)
+    size, device = config.model.image_size, pick_device(config.engine.device, config.engine.precision)
+    out = args.out or Path(f"benchmarks/results/learning_{device.type}.json")
     shards(root / "shards", size, {"train": args.train, "val": args.num})
     tests = test_set(args.num, size)
     trainings = {name: Training(name, root, args.words) for name in NETWORKS}
-    lpips = load_lpips("alex", device)
+    lpips = load_lpips("alex", "cpu")
     result = {
         "machine": machine(), "config": str(CONFIG), "overrides": args.words, "image_size": list(size),
         "budget": "CPU minutes of each network's training, one thread" if device.type == "cpu" else "minutes",
         "pairs": len(tests), "alternatives": len(tests[0].prints), "training_pairs": args.train,
-        "reference": chance(tests), "budgets": [],
+        "reference": reference(tests), "budgets": [],
     }  # fmt: skip
     for minutes in sorted(args.minutes):
+        row = root / f"measured_{minutes:g}min.json"  # of an earlier start
+        if row.exists():
+            result["budgets"].append(json.loads(row.read_text()))
+            continue
+        if (spent := max(each.spent for each in trainings.values())) > 60 * minutes + LATE_S:
+            raise ValueError(f"--minutes {minutes:g}: {root} has trained {spent / 60:.1f} already; use another --dir")
         train_until(trainings.values(), 60 * minutes, device.type == "cpu")
         images, methods = look(trainings, tests, root / "shards/val", lpips, device)
         result["budgets"].append({"minutes": minutes, "methods": methods})
+        row.write_text(json.dumps(result["budgets"][-1]))
         record(result, out)
         sheet(images, tests).save(out.with_name(f"{out.stem}_{minutes:g}min.png"))
-    plot(result["budgets"]).save(out.with_suffix(".png"))
+    plot(result).save(out.with_suffix(".png"))
+
+
+def budget(text: str) -> float:
+    """'2.5' -> 2.5"""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected minutes above 0, e.g. 2.5")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("words", nargs="*", metavar="key=value", help="of configs/learning.yaml, for both networks")
-    result.add_argument("--minutes", type=float, nargs="+", default=[2.5, 5, 10, 20, 30], help="budgets")
+    result.add_argument("--minutes", type=budget, nargs="+", default=[2.5, 5, 10, 20, 30], help="budgets")
     result.add_argument("--num", type=count, default=256, help="test pairs")
     result.add_argument("--train", type=count, default=24000, help="training pairs")
     result.add_argument("--dir", type=Path, default=Path("runs/learning"))
-    result.add_argument("--out", type=Path, default=Path("benchmarks/results/learning_cpu.json"))
+    result.add_argument("--out", type=Path, help="[benchmarks/results/learning_cpu.json, or _cuda]")
     return result
 
 

@@ -1,6 +1,7 @@
 """What of the truth a try-on picture has recovered: the print of the garment and the pose of the arms.
 
-Each picture is compared with what it might show instead, drawn for the same person: the nearest wins.
+Each picture is compared with what it might show instead, drawn for the same person: the nearest wins,
+and of equals the last, which is not the truth.
 N pictures, P alternatives, of which the first is the truth; images are (H, W, 3) uint8.
 """
 
@@ -28,14 +29,16 @@ def texture(image: np.ndarray, alternatives: np.ndarray, mask: np.ndarray) -> in
     ours, theirs = ours - ours.mean(0), theirs - theirs.mean(1, keepdims=True)
     if not ours.any():
         return -1
-    return int(np.argmax((ours * theirs).sum((1, 2)) / np.sqrt((theirs**2).sum((1, 2)))))
+    alike = (ours * theirs).sum((1, 2)) / np.sqrt((theirs**2).sum((1, 2))).clip(1e-9)
+    return len(alike) - 1 - int(np.argmax(alike[::-1]))
 
 
 def nearest(image: np.ndarray, alternatives: np.ndarray, mask: np.ndarray | None = None) -> int:
     """Which of them has the least squared difference, within the mask if there is one."""
     mask = np.ones(image.shape[:2], bool) if mask is None else mask
     differences = alternatives[:, mask].astype(np.float64) - image[mask]
-    return int(np.argmin((differences**2).sum((1, 2))))
+    unlike = (differences**2).sum((1, 2))
+    return len(unlike) - 1 - int(np.argmin(unlike[::-1]))
 
 
 def arms(image: np.ndarray, known: Known) -> list[bool]:

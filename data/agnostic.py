@@ -10,6 +10,7 @@ from data.framing import bounding_box
 from data.schema import JOINTS, Part, Photo
 
 GRAY = 128
+CHANGED = 24  # of 255, in one channel at least: more than JPEG does to flat colours
 RULES = ("paper", "viton_hd")
 PASTED = (Part.HEAD, Part.LOWER, Part.LEGS, Part.FEET)  # and the hands
 # Of body_size: how far the garment's colours may bleed over its edge.  On 13 photographs of 1024x768 it is 10 pixels or
@@ -44,6 +45,17 @@ def clothing_agnostic(photo: Photo, rule: str = "paper") -> np.ndarray:
     agnostic = photo.image.copy()
     agnostic[hidden & ~pasted] = GRAY
     return agnostic
+
+
+def drawn_region(person: np.ndarray, clothing_agnostic: np.ndarray) -> np.ndarray:
+    """Where a network has to draw: where the clothing-agnostic image is not the person.  (..., H, W, 3) uint8 each ->
+    (..., H, W) bool"""
+    return differs(person, clothing_agnostic, CHANGED)
+
+
+def differs(a: np.ndarray, b: np.ndarray, least: int) -> np.ndarray:
+    """Where two images (..., H, W, 3) uint8 differ by more than this in some channel.  -> (..., H, W) bool"""
+    return (np.abs(a.astype(np.int16) - b) > least).any(-1)
 
 
 def pose_shapes(photo: Photo) -> np.ndarray:

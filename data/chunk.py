@@ -117,7 +117,7 @@ def write_chunk(tar: Path, outcomes: Iterator[Outcome], run: str, skip_bad: bool
     def good() -> Iterator[dict[str, str | bytes]]:
         for outcome in outcomes:
             if outcome.members is None and not skip_bad:
-                raise ValueError(outcome.reason)
+                raise ValueError(f"{outcome.reason}, or --skip-bad")
             facts.count(outcome)
             if outcome.members is not None:
                 yield outcome.members

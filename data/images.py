@@ -50,7 +50,7 @@ def load_image(path: Path, what: str) -> Image.Image:
         problem = f"its pixels are far more than {MAX_PIXELS:,}; make it smaller"
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
         raise _unreadable(path, what, error) from error
-    raise ValueError(f"{path}: not taken as {what}: {problem}, or --skip-bad")
+    raise ValueError(f"{path}: not taken as {what}: {problem}")
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -60,7 +60,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _unreadable(path: Path, what: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{path}: not a readable {what} ({reason}); copy it again, or --skip-bad")
+    return ValueError(f"{path}: not a readable {what} ({reason}); copy it again")
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -63,7 +63,7 @@ def read_pose(
     people = [_joints(numbers, f"{path}{where}", size, frame) for where, numbers in _people(_document(path), path)]
     pose = max(people, key=_prominence if parts is None else lambda pose: _on_person(pose, parts))
     if not pose.any():
-        raise ValueError(f"{path}: has no visible joint; use another photo, or --skip-bad")
+        raise ValueError(f"{path}: has no visible joint; use another photo")
     if parts is not None and _on_person(pose, parts) < 0:
         raise ValueError(
             f"{path}: most of the joints do not lie on the person of the parse map; the pose is of another photo or "
@@ -99,7 +99,7 @@ def _people(document: Any, path: Path) -> list[tuple[str, Any]]:
     else:
         return [("", document)]
     if not people:
-        raise ValueError(f"{path}: 'people' is empty: no person was found; use another photo, or --skip-bad")
+        raise ValueError(f"{path}: 'people' is empty: no person was found; use another photo")
     found = []
     for i, person in enumerate(people):
         where = "" if prefix is None else f"{prefix}[{i}]"

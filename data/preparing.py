@@ -175,7 +175,7 @@ def _fill(
         else:
             missing.append((name, jobs))
     if facts.rejects and not skip_bad:
-        raise ValueError(facts.rejects[0][1])
+        raise ValueError(f"{facts.rejects[0][1]}, or --skip-bad")
     num = sum(len(jobs) for _, jobs in missing)
     outcomes = ordered(
         make,

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from evaluation.sources import Drawn
 from sampling.devices import Replicas, pick_devices
 from sampling.drawing import draw_all
-from sampling.inputs import Lowres, ShardPairs, own_size
+from sampling.inputs import Lowres, ShardPairs, held_out_of, own_size
 from sampling.outputs import Files, Names, about, claim, make_folder
-from sampling.stages import MODEL, Trained, weights_of
+from sampling.stages import MODEL, Trained, file_of, weights_of
 from sampling.stamps import SUFFIXES
 from training import checkpoint
 from training.distributed import agreed, on_main, say
@@ -44,8 +44,10 @@ def draw(stages: list[Trained], asked: Asked, out: Path) -> tuple[Drawn, dict[st
         inputs, lowres = _inputs(stages, asked, last)
         make_folder(out)
         make_folder(out / PICTURES)
-    weights = weights_of(asked.weights, stages)
-    replicas = Replicas(stages, weights, devices, asked.one_at_a_time)
+        weights = weights_of(asked.weights, stages)
+        files = {stage.name: file_of(stage.folder, weights[stage.name]) for stage in stages}
+        made = {stage.name: _made(stage, weights[stage.name], files[stage.name]) for stage in stages}
+    replicas = Replicas(stages, {name: str(file) for name, file in files.items()}, devices, asked.one_at_a_time)
     given = inputs.about | (lowres.about if lowres else {})
     facts = about(stages, replicas.crcs, asked.seed, given, {"format": "png", "all_stages": False})
     with agreed():
@@ -54,7 +56,7 @@ def draw(stages: list[Trained], asked: Asked, out: Path) -> tuple[Drawn, dict[st
     on_main(lambda: claim(output, facts, asked.overwrite))
     drawn = draw_all(replicas, stages, inputs, lowres, output, asked.batch, asked.seed)
     say(f"{out / PICTURES}: {inputs.num} pictures, {drawn} of them new")
-    made = {stage.name: _made(stage, weights[stage.name]) | {"crc": replicas.crcs[stage.name]} for stage in stages}
+    made = {name: each | {"crc": replicas.crcs[name]} for name, each in made.items()}
     with agreed():
         return Drawn(inputs, output, last, asked.masks), {"seed": asked.seed, "stages": made}
 
@@ -64,8 +66,7 @@ def _inputs(stages: list[Trained], asked: Asked, last: tuple[int, int]) -> tuple
     sizes = [stage.config.model.image_size for stage in stages if stage.config.model.tries_on]
     wants_image = first.config.model.lowres
     sizes += [last, own_size(first)] if wants_image else [last]
-    held_out = [stage.config.data.val_shards for stage in reversed(stages) if stage.config.data.val_shards]
-    shards = asked.shards or next(iter(held_out), None)
+    shards = asked.shards or held_out_of(stages)
     if shards is None:
         raise ValueError(
             f"{first.folder / 'config.yaml'}: data.val_shards names no held-out pairs; name some: --shards"
@@ -76,17 +77,16 @@ def _inputs(stages: list[Trained], asked: Asked, last: tuple[int, int]) -> tuple
     return inputs, Lowres(first, inputs, None) if wants_image else None
 
 
-def _made(stage: Trained, weights: str) -> dict[str, Any]:
-    """Weights and sampler of a stage, in words and numbers."""
+def _made(stage: Trained, weights: str, file: Path) -> dict[str, Any]:
+    """Weights and sampler of a stage, in words and numbers; file: that the weights are in."""
     ema, sampler = stage.config.ema, stage.config.sampler
-    exported = (stage.folder / MODEL).is_file()
-    is_file = weights.endswith(".safetensors")
-    folder = None if exported or is_file else checkpoint.find(stage.folder)[0]
+    exported = file == stage.folder / MODEL
+    of_run = not exported and not weights.endswith(".safetensors")
     lengths = {name: f"{profile._fields[0]} {profile[0]:g}" for name, profile in ema.profiles().items()}  # decay 0.9999
     return {
         "weights": f"export {stage.folder}" if exported else weights,
         "ema": lengths.get(weights) if not exported else None,
-        "step": None if folder is None else checkpoint.read_state(folder).step,
+        "step": checkpoint.read_state(file.parent).step if of_run else None,
         "steps": sampler.num_steps,
         "sampler": sampler.method,
         "guidance_scale": sampler.guidance_scale,

@@ -4,10 +4,10 @@ Every rank measures every num_ranks-th picture; what it finds is gathered by num
 float64: the split over ranks changes nothing but the rounding of batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.protocols import NO_SQUEEZE, Protocol
-from evaluation.sources import Source
+from evaluation.sources import Source, alike
 from evaluation.spaces import NO_INCEPTION, Space, inception_space, vgg_space
 from model.lpips import LPIPS, SMALLEST
 from model.metrics import WINDOW, frechet_distance, kernel_distance
@@ -23,6 +23,7 @@ from training.distributed import agreed, all_gather, get_rank, num_ranks, on_mai
 from training.evaluating import Likeness
 from training.lpips_weights import load_lpips
 
+T = TypeVar("T")
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as clean-fid and torch-fidelity draw them
 ALONE = "one picture has no covariance and makes no pair; give at least two"
 
@@ -60,14 +61,23 @@ def measures_of(
             spaces.append(inception_space(inception, protocol.fid_resize, device))
     else:
         left_out |= {"fid": NO_INCEPTION, "kid": NO_INCEPTION}
-        try:
-            spaces.append(vgg_space(device))
-        except ValueError as error:
-            left_out["frechet_vgg16"] = str(error)
+        space = _had(vgg_space, device)
+        if isinstance(space, str):
+            left_out["frechet_vgg16"] = space
+        else:
+            spaces.append(space)
     return Measures(likeness, spaces, left_out)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
+def _had(make: Callable[[torch.device], T], device: torch.device) -> T | str:
+    """What is made, or why it cannot be had, which is found out once for all protocols."""
+    try:
+        return make(device)
+    except ValueError as error:
+        return str(error)
+
+
 def _alex(device: torch.device) -> LPIPS:
     return load_lpips("alex", device)
 
@@ -82,10 +92,9 @@ def _likeness(
     if sides < SMALLEST["alex"]:
         left_out["lpips_alex"] = f"it needs {SMALLEST['alex']} pixels a side, the pictures have {sides}"
     else:
-        try:
-            lpips = _alex(device)
-        except ValueError as error:
-            left_out["lpips_alex"] = str(error)
+        lpips = _had(_alex, device)
+        if isinstance(lpips, str):
+            left_out["lpips_alex"], lpips = lpips, None
     if min(protocol.size or size) < WINDOW:
         left_out["ssim"] = f"its window is {WINDOW} pixels wide, the pictures have {min(size)}"
         return None
@@ -132,13 +141,16 @@ def _pictures(
     found: dict[int, dict[str, float]] = {}
     features: dict[str, dict[int, np.ndarray]] = {space.frechet: {} for space in spaces}
     for ids in _share(len(source.names), batch, "measuring"):
-        images = [picture(source, protocol, i, repaint) for i in ids]
+        images, truth, masks = [], [], []
+        for i in ids:
+            images.append(picture(source, protocol, i, repaint))
+            if likeness is not None:
+                truth.append(_matching(source, i, target, protocol))
+                masks += [_resized(source.mask(i), target)] if source.region else []
         if source.paired:
             found |= {i: {} for i in ids}
         if likeness is not None:
-            masks = [_mask(source, i, target) for i in ids] if source.region else None
-            truth = [_matching(source, i, target, protocol) for i in ids]
-            values = likeness(images, truth, masks)
+            values = likeness(images, truth, masks or None)
             found |= {i: {name: float(each[k]) for name, each in values.items()} for k, i in enumerate(ids)}
         for space in spaces:
             features[space.frechet] |= zip(ids, space.features(images), strict=True)
@@ -158,38 +170,35 @@ def _references(
 
 
 def _matching(source: Source, i: int, target: tuple[int, int], protocol: Protocol) -> np.ndarray:
-    """Reference i at this size.  Raises ValueError for other proportions."""
-    image = source.reference(i)
-    height, width = image.shape[:2]
-    if abs(height * target[1] / (width * target[0]) - 1) > 0.02:
-        raise ValueError(
-            f"reference {source.references[i]}: {height}x{width} pixels, the pictures are compared at "
-            f"{target[0]}x{target[1]}, of other proportions; crop one of them"
-        )
-    return fitted(image, target, protocol.filter)
+    return fitted(source.reference(i), target, protocol.filter, f"reference {source.references[i]}")
 
 
 def picture(source: Source, protocol: Protocol, i: int, repaint: bool) -> np.ndarray:
     """Picture i as it is measured, (H, W, 3) uint8."""
     target = protocol.size or source.size
-    image = fitted(source.image(i), target, protocol.filter)
+    image = fitted(source.image(i), target, protocol.filter, f"picture {source.names[i]}")
     if not repaint:
         return image
-    return np.where(_mask(source, i, target)[..., None], image, fitted(source.person(i), target, protocol.filter))
+    return np.where(_resized(source.drawn(i), target)[..., None], image, _matching(source, i, target, protocol))
 
 
-def fitted(image: np.ndarray, size: tuple[int, int], kind: str) -> np.ndarray:
-    """The image at this (height, width), by one of Pillow's filters; untouched where it has it."""
+def fitted(image: np.ndarray, size: tuple[int, int], kind: str, name: str) -> np.ndarray:
+    """The image at this (height, width), by one of Pillow's filters; untouched where it has it.
+
+    Raises ValueError, with its name, for other proportions.
+    """
+    if not alike(image.shape[:2], size):
+        have, want = ("x".join(map(str, each)) for each in (image.shape[:2], size))
+        raise ValueError(
+            f"{name}: {have} pixels, the pictures are compared at {want}, of other proportions; crop one of them"
+        )
+    return _resized(image, size, kind)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], kind: str = "nearest") -> np.ndarray:
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[kind.upper()]))
-
-
-def _mask(source: Source, i: int, size: tuple[int, int]) -> np.ndarray:
-    mask = source.mask(i)
-    return (
-        mask if mask.shape == size else np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
-    )
 
 
 def _gathered(mine: dict) -> list:
@@ -210,6 +219,5 @@ def _numbers(
     for space in spaces:
         a, b = crowd[space.frechet], truth[space.frechet]
         numbers[space.frechet] = Number(frechet_distance(a, b), None, len(a))
-        mean, std = kernel_distance(a, b, SUBSETS, SUBSET_SIZE)
-        numbers[space.kernel] = Number(mean, std if max(len(a), len(b)) > SUBSET_SIZE else None, len(a))
+        numbers[space.kernel] = Number(*kernel_distance(a, b, SUBSETS, SUBSET_SIZE), len(a))
     return numbers

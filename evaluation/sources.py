@@ -3,26 +3,28 @@
 H, W pixels.  Names are keys as they stand in file names.
 """
 
+import typing
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
+from data.agnostic import drawn_region
 from data.dataset import ShardedDataset
 from data.images import load_image, read_image
 from data.schema import Sample
 from data.shards import escape_key
 from sampling.inputs import ShardPairs
 from sampling.outputs import SHEET, Output
-from training.evaluating import drawn_region
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+TURNED = (5, 6, 7, 8)  # EXIF orientations of which width and height are exchanged
 DRAWN = "where the clothing-agnostic image differs from the person"
 
 
-class Source(Protocol):
+class Source(typing.Protocol):
     """Pictures and references by number; of pairs, the same number is of the same person in the same garment."""
 
     names: list[str]
@@ -30,6 +32,7 @@ class Source(Protocol):
     paired: bool
     size: tuple[int, int]  # (height, width) of the pictures
     region: str | None  # what `mask` is; None where there is none
+    knows_drawn: bool  # whether there is `drawn`
 
     def image(self, i: int) -> np.ndarray:
         """(H, W, 3) uint8"""
@@ -37,43 +40,47 @@ class Source(Protocol):
     def reference(self, i: int) -> np.ndarray:
         """(H, W, 3) uint8"""
 
-    def person(self, i: int) -> np.ndarray | None:
-        """The photograph of the person that picture i shows, if it is known."""
-
     def mask(self, i: int) -> np.ndarray | None:
-        """The garment's region of picture i, (H, W) bool."""
+        """The region of picture i that is measured on its own, (H, W) bool."""
+
+    def drawn(self, i: int) -> np.ndarray:
+        """Where the model drew picture i, which shows reference i elsewhere, (H, W) bool."""
 
     def given(self, i: int) -> list[np.ndarray]:
         """The clothing-agnostic image and the garment that picture i was drawn from, where they are known."""
 
 
 class Masks:
-    """Pictures by name, white where the garment is."""
+    """Pictures by name, white in the region, of the proportions of the pictures of this (height, width)."""
 
-    def __init__(self, folder: Path, names: Iterable[str]):
-        self.files = files_in(folder, "--masks")
+    def __init__(self, folder: Path, names: Iterable[str], size: tuple[int, int]):
+        self.files, self.size = files_in(folder, "--masks"), size
         if missing := [name for name in names if name not in self.files]:
             raise ValueError(f"--masks {folder}: no mask named {missing[0]} ({len(missing)} are missing); add them")
         self.told = f"masks {folder}"
 
     def __call__(self, name: str) -> np.ndarray:
         path = self.files[name]
-        return np.asarray(_told(load_image, path, "mask").convert("L")) > 127
+        mask = np.asarray(load_image(path, "mask").convert("L")) > 127
+        if not alike(mask.shape, self.size):
+            have, want = ("x".join(map(str, each)) for each in (mask.shape, self.size))
+            raise ValueError(f"{path}: {have} pixels, the pictures have {want}, of other proportions; crop one of them")
+        return mask
 
 
 class Drawn:
     """What a cascade has drawn of pairs from shards."""
+
+    knows_drawn = True
 
     def __init__(self, inputs: ShardPairs, output: Output, size: tuple[int, int], masks: Path | None):
         self.inputs, self.output, self.size = inputs, output, size
         self.names = [inputs.key(i) for i in range(inputs.num)]
         self.references = [escape_key(inputs.one.key(person)) for person, _ in inputs.pairs]
         self.paired = inputs.paired
-        self.masks = None if masks is None else Masks(masks, self.references)
+        self.masks = None if masks is None else Masks(masks, self.references, size)
         self.region = self.masks.told if self.masks else DRAWN
-
-    def _sample(self, i: int) -> Sample:
-        return self.inputs.sample(i, self.size)
+        self._sample = lru_cache(maxsize=1)(lambda i: inputs.sample(i, size))
 
     def image(self, i: int) -> np.ndarray:
         return self.output.read(i)
@@ -81,11 +88,12 @@ class Drawn:
     def reference(self, i: int) -> np.ndarray:
         return self._sample(i).person
 
-    person = reference
-
     def mask(self, i: int) -> np.ndarray:
+        return self.masks(self.references[i]) if self.masks else self.drawn(i)
+
+    def drawn(self, i: int) -> np.ndarray:
         sample = self._sample(i)
-        return self.masks(self.references[i]) if self.masks else drawn_region(sample.person, sample.clothing_agnostic)
+        return drawn_region(sample.person, sample.clothing_agnostic)
 
     def given(self, i: int) -> list[np.ndarray]:
         sample = self._sample(i)
@@ -105,25 +113,24 @@ class Folder:
         if self.paired:
             _check_names(images, self.names, reference, there)
         self.references = self.names if self.paired else there
-        self.masks = None if masks is None else Masks(masks, self.names)
-        self.region = self.masks.told if self.masks else DRAWN if self.shards and self.paired else None
         self.size = _check_sizes([self.files[name] for name in self.names])
+        self.masks = None if masks is None else Masks(masks, self.names, self.size)
+        self.region = self.masks.told if self.masks else DRAWN if self.shards and self.paired else None
+        self.knows_drawn = self.paired and self.region is not None
 
     def image(self, i: int) -> np.ndarray:
-        return _told(read_image, self.files[self.names[i]])
+        return read_image(self.files[self.names[i]])
 
     def reference(self, i: int) -> np.ndarray:
         name = self.references[i]
-        return self.shards(name).person if self.shards else _told(read_image, self.truth[name])
-
-    def person(self, i: int) -> np.ndarray | None:
-        return self.reference(i) if self.paired else None
+        return self.shards(name).person if self.shards else read_image(self.truth[name])
 
     def mask(self, i: int) -> np.ndarray | None:
-        if self.masks:
+        return self.masks(self.names[i]) if self.masks else self.drawn(i) if self.region else None
+
+    def drawn(self, i: int) -> np.ndarray:
+        if not self.shards:
             return self.masks(self.names[i])
-        if self.region is None:
-            return None
         sample = self.shards(self.names[i])
         return drawn_region(sample.person, sample.clothing_agnostic)
 
@@ -140,9 +147,10 @@ class Shards:
     def __init__(self, folder: str):
         self.dataset = ShardedDataset(folder)
         self.ids = dict(sorted((escape_key(self.dataset.key(i)), i) for i in range(len(self.dataset))))
+        self._read = lru_cache(maxsize=1)(self.dataset.read)
 
     def __call__(self, name: str) -> Sample:
-        return self.dataset.read(self.ids[name])
+        return self._read(self.ids[name])
 
 
 def files_in(folder: Path, option: str) -> dict[str, Path]:
@@ -166,6 +174,11 @@ def files_in(folder: Path, option: str) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+def alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes (height, width) have the same proportions, but for rounding."""
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= 0.02
+
+
 def _check_names(images: Path, names: list[str], reference: str, there: list[str]) -> None:
     """Raises ValueError where one side has what the other has not."""
     for folder, mine, other, theirs in ((images, names, reference, there), (reference, there, images, names)):
@@ -178,12 +191,13 @@ def _check_names(images: Path, names: list[str], reference: str, there: list[str
 
 
 def _check_sizes(paths: list[Path]) -> tuple[int, int]:
-    """(height, width) of all.  Raises ValueError naming the first that differs."""
+    """(height, width) of all, upright.  Raises ValueError naming the first that differs."""
     sizes = {}
     for path in paths:
         try:
             with Image.open(path) as image:
-                sizes[path] = image.size[::-1]
+                turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+                sizes[path] = image.size if turned else image.size[::-1]
         except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
             raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
     first = sizes[paths[0]]
@@ -192,11 +206,3 @@ def _check_sizes(paths: list[Path]) -> tuple[int, int]:
             have, want = ("x".join(map(str, each)) for each in (size, first))
             raise ValueError(f"{path}: {have} pixels, the others have {want}; make all of one size")
     return first
-
-
-def _told(read, path: Path, *what: str):
-    """What a reader of single photographs refuses, in words that fit here."""
-    try:
-        return read(path, *what)
-    except ValueError as error:
-        raise ValueError(str(error).replace(", or --skip-bad", "")) from error

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.inception import SIZE, InceptionV3
+from training.evaluating import exactly
 from training.lpips_weights import load_lpips
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
@@ -57,41 +58,49 @@ def inception_space(weights: Path, resize: str, device: torch.device) -> Space:
         why = str(error).partition("\n")[0]
         raise ValueError(f"{option}: not the weights of InceptionV3 ({why}); name {INCEPTION}") from error
     net.to(device)
-    shrink = clean_resized if resize == "clean" else bilinear_resized
 
     @torch.no_grad()
+    @exactly()
     def features(images: list[np.ndarray]) -> np.ndarray:
-        return net(shrink(images, SIZE).to(device)).cpu().numpy()
+        return net(inception_input(images, resize).to(device)).cpu().numpy()
 
     return Space("fid", "kid", features)
 
 
-@lru_cache(maxsize=1)
 def vgg_space(device: torch.device) -> Space:
     """The means of VGG16's last features, of ImageNet too: no FID, and named so.  Raises ValueError where its weights
     cannot be had."""
     net = load_lpips("vgg", device)
 
     @torch.no_grad()
+    @exactly()
     def features(images: list[np.ndarray]) -> np.ndarray:
-        return net.features(clean_resized(images, VGG_SIZE).to(device))[-1].mean((2, 3)).cpu().numpy()
+        x = clean_resized(images, VGG_SIZE) / 127.5 - 1
+        return net.features(x.to(device))[-1].mean((2, 3)).cpu().numpy()
 
     return Space("frechet_vgg16", "kernel_vgg16", features)
 
 
+def inception_input(images: list[np.ndarray], resize: str) -> Tensor:
+    """(B, 3, SIZE, SIZE): of clean-fid in [-1, 127/128], of pytorch-fid in [-1, 1], as each of them has it."""
+    if resize == "clean":
+        return (clean_resized(images, SIZE) - 128) / 128
+    return bilinear_resized(images, SIZE) / 127.5 - 1
+
+
 def clean_resized(images: list[np.ndarray], size: int) -> Tensor:
     """As clean-fid resizes: each channel in floats by Pillow's bicubic filter, which does not alias (Parmar et al.
-    2022).  -> (B, 3, size, size) in [-1, 1]"""
+    2022).  -> (B, 3, size, size) in [0, 255]"""
 
     def channel(values: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(np.ascontiguousarray(values, np.float32))
         return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
 
     resized = np.stack([[channel(image[..., c]) for c in range(3)] for image in images])
-    return torch.from_numpy(resized) / 127.5 - 1
+    return torch.from_numpy(resized)
 
 
 def bilinear_resized(images: list[np.ndarray], size: int) -> Tensor:
-    """As pytorch-fid resizes: bilinear, without antialiasing.  -> (B, 3, size, size) in [-1, 1]"""
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    return 2 * F.interpolate(x, (size, size), mode="bilinear", align_corners=False) - 1
+    """As pytorch-fid resizes: bilinear, without antialiasing.  -> (B, 3, size, size) in [0, 255]"""
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)

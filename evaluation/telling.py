@@ -47,7 +47,7 @@ def tell(
     out: Path, source: Source, protocol: Protocol, repaint: bool, measured: Measured, made: dict[str, Any],
     board: Path | None,
 ) -> str:  # fmt: skip
-    """Writes all of it and returns the table.  To be called by one process.
+    """Writes all of it into a folder that is there, and returns the table.  To be called by one process.
 
     repaint: as in evaluation.measuring; board: the folder for TensorBoard.
 
@@ -67,11 +67,7 @@ def tell(
         "metrics": numbers,
         "left_out": measured.left_out,
     }
-    table = _table(source, measured, facts)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error}); choose another folder") from error
+    table = _table(source, protocol, measured, facts)
     write_whole(out / "metrics.json", (json.dumps(document, indent=1) + "\n").encode())
     write_whole(out / "metrics.md", table.encode())
     if measured.pairs:
@@ -85,18 +81,19 @@ def tell(
     return table
 
 
-def _table(source: Source, measured: Measured, facts: dict[str, Any]) -> str:
+def _table(source: Source, protocol: Protocol, measured: Measured, facts: dict[str, Any]) -> str:
     lines = ["| metric | value | deviation | of | N |", "|---|---|---|---|---|"]
     for name, number in measured.numbers.items():
         std = "" if number.std is None else f"{number.std:.{DIGITS}f}"
-        crowd = name in ("kid", "kernel_vgg16")
-        what = "" if number.std is None else "subsets" if crowd else "pairs"
+        what = "" if number.std is None else "subsets" if name in ("kid", "kernel_vgg16") else "pairs"
         lines.append(f"| {name} | {number.value:.{DIGITS}f} | {std} | {what} | {number.num} |")
     told = [f"{key} {value}" for key, value in facts.items()]
     about = f"{len(source.names)} pictures, {len(source.references)} references; " + "; ".join(told)
     missing = [f"- {name} is left out: {why}" for name, why in measured.left_out.items()]
     region = [f"- _region: {source.region}"] if source.region and source.paired else []
-    return "\n".join([about, "", *lines, "", *region, *missing]).rstrip() + "\n"
+    other = "fid" in measured.numbers and protocol.fid_pairing not in ("both", facts["pairing"])
+    notes = [f"- {protocol.name} has its FID of {protocol.fid_pairing} pictures"] if other else []
+    return "\n".join([about, "", *lines, "", *region, *notes, *missing]).rstrip() + "\n"
 
 
 def _csv(source: Source, pairs: list[dict[str, float]]) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.conditions import Conditions
-from model.layers import group_norm
 from model.parallel_unet import Decoder, Encoder, PoseBlock, TryOnUNet, TryOnUNetConfig
 
 
@@ -39,10 +38,7 @@ class ConcatUNet(TryOnUNet):
         self.stem = nn.Conv2d(3 * images + 2 * config.num_pose_maps, config.channels[0], 3, padding=1)
         self.encoder = Encoder(PoseBlock, config.num_blocks, config)
         self.decoder = Decoder(PoseBlock, config.num_blocks, 0, config)
-        self.norm = group_norm(config.channels[0])
-        self.head = nn.Conv2d(config.channels[0], 3, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self._end()
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].
@@ -51,8 +47,11 @@ class ConcatUNet(TryOnUNet):
         """
         self.check(cond)
         if cond.with_null:
-            cond = cond._replace(with_null=False)
-            return torch.stack([self(zt, t, cond), self(zt, t, cond.null())], 1)
+            return torch.stack([self._predicted(zt, t, each) for each in (cond, cond.null())], 1)
+        return self._predicted(zt, t, cond)
+
+    def _predicted(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        """(B, 3, H, W)"""
         context = self.embed(t, cond)
         images = [zt, cond.clothing_agnostic, cond.garment] + ([cond.lowres] if self.config.lowres else [])
         x = self.with_pose(self.with_pose(torch.cat(images, 1), cond.person_pose), cond.garment_pose)

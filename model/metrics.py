@@ -70,19 +70,21 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """(mean, standard deviation) over random subsets of the squared MMD of features, (N, D) (Binkowski et al. 2018).
 
     The kernel is (x.y / D + 1)^3 and the estimate unbiased, so that it may be below 0.  Subsets are drawn without
-    replacement, from the seed alone; a set that is smaller than subset_size gives subsets of its own size.  Raises
-    ValueError for sets of one.
+    replacement, from the seed alone; a set that is smaller than subset_size gives subsets of its own size.  Where each
+    would be a whole set there is one value, and no deviation: None.  Raises ValueError for sets of one.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     size = min(len(a), len(b), subset_size)
     if size < 2:
         raise ValueError(f"a kernel distance of {len(a)} and {len(b)} images: one image has no pair; give more")
+    if size == max(len(a), len(b)):
+        return _mmd(a, b), None
     rng = np.random.default_rng(seed)
-    found = [_mmd(rng.permutation(a)[:size], rng.permutation(b)[:size]) for _ in range(subsets)]
+    found = [_mmd(*(x[rng.permutation(len(x))[:size]] for x in (a, b))) for _ in range(subsets)]
     return float(np.mean(found)), float(np.std(found))
 
 

@@ -253,6 +253,13 @@ class TryOnUNet(Network):
         self.pool = AttentionPool(config.emb_dim)  # for both poses
         self.level_embedding = LevelEmbedding(1 + config.num_aug_levels, config.emb_dim)
 
+    def _end(self) -> None:
+        """The last norm and convolution, which starts at 0; drawn after all that comes before them."""
+        self.norm = group_norm(self.config.channels[0])
+        self.head = nn.Conv2d(self.config.channels[0], 3, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
     def embed(self, t: Tensor, cond: Conditions) -> Context:
         """emb (B, D) = swish(pooled poses + encodings of t and of the augmentation levels); pose (B, 2K, D)"""
         person, garment = self.person_tokens(cond.person_pose), self.garment_tokens(cond.garment_pose)
@@ -292,10 +299,7 @@ class ParallelUNet(TryOnUNet):
         self.stem = nn.Conv2d(3 * images + config.num_pose_maps, config.channels[0], 3, padding=1)
         self.encoder = Encoder(PersonBlock, config.num_blocks, config)
         self.decoder = Decoder(PersonBlock, config.num_blocks, 0, config)
-        self.norm = group_norm(config.channels[0])
-        self.head = nn.Conv2d(config.channels[0], 3, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self._end()
 
     def forward(self, zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """The prediction, (B, 3, H, W), or (B, 2, 3, H, W) with cond.with_null.  zt (B, 3, H, W); t (B,) in [0, 1].

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.dataset import ShardedDataset
 from data.framing import fit
+from data.mixture import DataConfig
 from data.schema import Sample
 from data.shards import escape_key
 from sampling.photos import joined, name_of, read_photograph, unique
@@ -124,6 +125,17 @@ class Lowres:
         if self.files is not None:
             return self.images[i]
         return self.inputs.sample(i, own_size(self.stage)).person
+
+
+def data_of(stages: Sequence[Trained]) -> list[DataConfig]:
+    """What pairs may be taken from, the best first: the largest stage that tries on was trained on shards that serve
+    the smaller ones too."""
+    return [stage.config.data for stage in reversed(stages) if stage.config.model.tries_on] or [stages[0].config.data]
+
+
+def held_out_of(stages: Sequence[Trained]) -> str | None:
+    """The held-out pairs that these stages' configs name, if any."""
+    return next((data.val_shards for data in data_of(stages) if data.val_shards), None)
 
 
 def own_size(stage: Trained) -> tuple[int, int]:

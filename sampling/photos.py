@@ -33,7 +33,6 @@ MAYBE_FLAT = f"no head in view; {IF_FLAT}"
 MAYBE_WORN = "somebody seems to wear it, and would be taken for a part of it; leave out --garment-kind flat"
 
 REMEDIES = {  # of data.prepare: what helps here instead
-    ", or --skip-bad": "",
     "or remove its row or photo": "or name another",
     "check --label-map, or leave this photo out": "take another photograph",
     "or leave it out": "or take another",

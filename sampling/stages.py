@@ -144,7 +144,7 @@ def load(trained: Trained, weights: str, device: torch.device) -> tuple[Stage, s
     none, when it does not fit the config, or holds a value that is not finite.
     """
     with agreed():
-        path = Path(weights) if weights.endswith(".safetensors") else _file_of(trained.folder, weights)
+        path = file_of(trained.folder, weights)
         say(f"sampling with {path}")
         with torch.device("meta"):  # nothing is drawn that the file holds
             model, crc = trained.config.model.build(), 0
@@ -168,8 +168,14 @@ def load(trained: Trained, weights: str, device: torch.device) -> tuple[Stage, s
     return trained.stage(Autocast(model, device, precision)), f"{crc:08x}"
 
 
-def _file_of(run_dir: Path, weights: str) -> Path:
-    """An exported folder has one file of weights; of a run, these weights in the newest whole checkpoint."""
+def file_of(run_dir: Path, weights: str) -> Path:
+    """The file that load reads.  Every rank calls it.
+
+    An exported folder has one file of weights; of a run, these weights in the newest whole checkpoint.  Raises
+    ValueError where there is none.
+    """
+    if weights.endswith(".safetensors"):
+        return Path(weights)
     exported = run_dir / MODEL
     return exported if exported.is_file() else _in_newest(run_dir, weights)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.agnostic import GRAY, RULES, body_size, box_mean, clothing_agnostic, grow, hand, pose_shapes
+from data.agnostic import GRAY, RULES, body_size, box_mean, clothing_agnostic, drawn_region, grow, hand, pose_shapes
 from data.framing import fit
 from data.schema import JOINTS, Part, Photo
 from data.synthetic import draw_pair, render
@@ -231,3 +231,12 @@ def test_shapes_without_some_joints(joints, expected):
 def test_joints_far_outside_the_picture_do_no_harm():
     photo = body(**SHOULDERS, left_elbow=(1e6, -1e6), left_wrist=(5e5, 1e6), neck=(-1e6, 60))
     assert pose_shapes(photo)[60, 100]
+
+
+def test_the_drawn_region():
+    person = np.full((2, 4, 4, 3), 200, np.uint8)
+    agnostic = person.copy()
+    agnostic[:, :2, 1:] = 128
+    agnostic[:, 3] -= 5  # what JPEG does
+    region = drawn_region(person, agnostic)
+    assert region.sum() == 12 and region[:, :2, 1:].all() and np.array_equal(region, drawn_region(agnostic, person))

@@ -77,7 +77,7 @@ def test_unfinished_files_of_the_killed_go_and_those_of_the_living_stay(tmp_path
 
 
 def test_nothing_is_left_of_a_shard_with_a_bad_sample(tmp_path, outcomes):
-    with pytest.raises(ValueError, match=r"^a.jpg: broken at byte 7$"):
+    with pytest.raises(ValueError, match=r"^a.jpg: broken at byte 7, or --skip-bad$"):
         write_chunk(tmp_path / "000000.tar", iter(outcomes), "run", skip_bad=False)
     assert not list(tmp_path.iterdir())
     facts = write_chunk(tmp_path / "000000.tar", iter(outcomes[-1:]), "run", skip_bad=True)

@@ -16,7 +16,7 @@ from training.diagnose import main
 from training.engine import SingleDevice
 from training.loop import train
 
-HEALTHY = {"train__num_steps": 20, "train__global_batch": 4, "optim__lr": 3e-3, "data__augment__flip_prob": 0.5}
+HEALTHY = {"train__num_steps": 12, "train__global_batch": 4, "optim__lr": 3e-3, "data__augment__flip_prob": 0.5}
 QUICK = ["--num", "20", "--steps", "10", "--batch", "4"]
 PLANTED = {"shuffled_pairs", "frozen", "low_learning_rate"}
 
@@ -85,19 +85,19 @@ def test_shuffled_pairs_are_named(shards, tmp_path):
 
 def test_a_frozen_garment_branch_is_named(shards, tmp_path):
     run_dir = trained(shards, tmp_path, Frozen, optim__weight_decay=0.1)
-    found = verdicts(run_dir, "--steps", "0")
+    found = verdicts(run_dir, "--num", "2", "--batch", "2", "--steps", "0")
     assert [verdict["name"] for verdict in found if verdict["kind"] == "fault"] == ["frozen"]
     assert found[0]["finding"] == "garment_unet never trained" and "gradients do reach it now" in found[0]["evidence"]
 
 
 def test_a_learning_rate_100_times_too_low_is_named(shards, tmp_path):
-    found = verdicts(trained(shards, tmp_path, optim__lr=3e-5))
+    found = verdicts(trained(shards, tmp_path, optim__lr=3e-5), "--num", "2", "--batch", "2")
     assert [verdict["name"] for verdict in found if verdict["kind"] == "fault"] == ["low_learning_rate"]
     assert found[0]["remedy"].startswith("optim.lr=3e-03")
 
 
 def test_a_sweep_advises_a_learning_rate(healthy, tmp_path, capsys):
-    main([str(healthy), "--num", "4", "--steps", "5", "--batch", "2", "--lr-sweep", "--out", str(tmp_path / "out")])
+    main([str(healthy), "--num", "2", "--steps", "5", "--batch", "2", "--lr-sweep", "--out", str(tmp_path / "out")])
     sweep = json.loads((tmp_path / "out/diagnosis.json").read_text())["facts"]["sweep"]
     assert len(sweep) == 10 and len({trial["first"] for trial in sweep}) == 1, "the same samples and noise each time"
     falls = [trial["fall"] for trial in sweep]
@@ -110,7 +110,7 @@ def test_a_last_stage_is_told_nothing_of_garments(shards, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("sampler:\n  guidance_scale: 1\n")
     gone = ("model.garment_num_blocks", "model.attention_levels", "model.head_dim")
-    given = words(shards, tmp_path / "run", **HEALTHY | changes | {"train__num_steps": 12})
+    given = words(shards, tmp_path / "run", **HEALTHY | changes)
     train(load_config([str(config), *(word for word in given if not word.startswith(gone))]), SingleDevice)
     verdicts(tmp_path / "run", "--steps", "0")
     facts = json.loads((tmp_path / "run/diagnosis/diagnosis.json").read_text())["facts"]
@@ -138,6 +138,7 @@ def test_bad_input_is_one_line(healthy, tmp_path, arguments, told):
     with pytest.raises(ValueError, match=told) as raised:
         main([places.get(word, word) for word in arguments])
     assert "\n" not in str(raised.value) and contents(healthy) == before
+    assert not (healthy / "diagnosis/.partial").exists()
 
 
 def test_a_run_without_a_checkpoint_is_refused(healthy, tmp_path):

@@ -96,6 +96,17 @@ def test_a_sweep_gives_the_remedy_its_number():
     assert verdict.name == "low_learning_rate" and verdict.remedy.startswith("optim.lr=1e-03")
 
 
+@pytest.mark.parametrize(
+    ("best", "swept", "said"), [(1e-1, 1e-4, "1e-01"), (1e-1, 1e-2, "1e-02"), (1e-5, 1e-3, "1e-05")]
+)
+def test_advice_is_on_the_side_of_the_verdict(best, swept, said):
+    """A sweep over other samples may find another rate the best."""
+    overfit = [Trial(1e-3, 1.0, 0.99, 0.01), Trial(best, 1.0, 0.5, 0.5)]
+    sweep = [Trial(swept, 1.0, 0.3, 0.7)]
+    verdict = judge(replace(HEALTHY, overfit=overfit, sweep=sweep))[0]
+    assert verdict.name.endswith("_learning_rate") and verdict.remedy.startswith(f"optim.lr={said};")
+
+
 @pytest.mark.parametrize("source", ["shards", "photographs"])
 def test_shuffled_garments_stand_anywhere(source, request):
     dataset = ShardedDataset(request.getfixturevalue(source))

@@ -51,6 +51,8 @@ def test_warmup_is_linear_and_exact():
     assert lr_at(0, OptimConfig(lr=1.0, warmup_steps=0)) == 1.0
     falling = OptimConfig(lr=1.0, warmup_steps=10, decay_after=100)
     assert lr_at(4, falling) == 0.5 and lr_at(99, falling) == 1.0
+    with pytest.raises(ValueError, match="lr would fall before it has risen"):
+        OptimConfig(warmup_steps=10, decay_after=9)
     assert lr_at(399, falling) == 0.5 and lr_at(9_999, falling) == pytest.approx(0.1, rel=1e-12)
 
 
@@ -250,3 +252,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(configured
     one, two, other = (tiny_engine(configured(seed=seed)).parameters for seed in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_network_with_frozen_weights_is_refused_before_its_first_checkpoint(configured):
+    class Frozen(SingleDevice):
+        def build(self, model):
+            net = super().build(model)
+            net.garment_unet.requires_grad_(False)
+            return net
+
+    config = configured()
+    with pytest.raises(ValueError, match=r"garment_unet\.[\w.]+: requires_grad is False, .* zero the gradient"):
+        Frozen(config.model, config.engine, config.optim, config.seed)

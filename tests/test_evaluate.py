@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -16,6 +16,7 @@ from data.dataset import ShardedDataset
 from data.shards import escape_key
 from evaluation import spaces
 from evaluation.protocols import PROTOCOLS
+from evaluation.sources import Folder
 from runs import finish, ranks
 
 NUM = 5
@@ -100,6 +101,23 @@ def test_unpaired_crowds(tmp_path, shards, run):
     assert not (stage / "evaluation_unpaired/paper/per_pair.csv").exists()
 
 
+def test_a_run_is_repainted_where_it_drew(tmp_path, shards, run):
+    """--masks, which are of garments, change the numbers of the region alone; with --out, nothing else is written."""
+    stage, masks = write_stage(tmp_path / "base_unet", 32, shards), tmp_path / "masks"
+    masks.mkdir()
+    (stage / "tensorboard").mkdir()
+    words = (stage, "--pairs", 2, "sampler.num_steps=1", "--protocol", "catvton", "--out", tmp_path / "out")
+    run(*words)
+    for i in range(2):
+        mask = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+        mask.save(masks / f"{escape_key(ShardedDataset(shards).key(i))}.png")
+    before = read(tmp_path / "out", "catvton")[1]
+    run(*words, "--masks", masks)
+    after = read(tmp_path / "out", "catvton")[1]
+    assert {name for name in before if after[name] != before[name]} == {"ssim_region", "lpips_alex_region"}
+    assert not list((stage / "tensorboard").iterdir()) and list((tmp_path / "out/catvton/tensorboard").iterdir())
+
+
 def test_any_number_of_ranks(tmp_path, images, shards):
     found = []
     for num in (1, 2, 3):
@@ -162,6 +180,16 @@ def test_sheets_and_table(tmp_path, truth, images, run):
     assert np.array_equal(best[first[0]], best[first[1]]) and not np.array_equal(worst[first[0]], worst[first[1]])
     table = (out / "metrics.md").read_text()
     assert f"| ssim | {read(tmp_path / 'out')[1]['ssim']:.5f} |" in table and "fid is left out: needs" in table
+
+
+def test_photographs_that_lie_on_their_side(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("images", "truth"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / name / "a.jpg", exif=exif)
+    source = Folder(tmp_path / "images", str(tmp_path / "truth"), None, False, None)
+    assert source.size == source.image(0).shape[:2] == (30, 40)
 
 
 def test_sizes_of_protocols(tmp_path, truth, run):

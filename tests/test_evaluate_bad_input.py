@@ -70,6 +70,21 @@ def test_pictures(tmp_path, truth, images, refusal):  # noqa: F811
     assert refusal(*common).startswith(f"{last}: not a readable image")
 
 
+def test_masks_of_other_proportions(tmp_path, truth, images, refusal):  # noqa: F811
+    masks = shutil.copytree(truth, tmp_path / "masks")
+    *_, last = sorted(masks.iterdir())
+    Image.fromarray(WHITE[:, :24]).save(last)
+    told = refusal("--images", images, "--reference", truth, "--masks", masks)
+    assert told == f"{last}: 32x24 pixels, the pictures have 32x32, of other proportions; crop one of them"
+
+
+def test_where_nothing_can_be_written(truth, images, refusal, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("all was measured first"))
+    *_, file = images.iterdir()
+    told = refusal("--images", images, "--reference", truth, "--out", file / "out")
+    assert told.startswith(f"--out {file / 'out/paper'}: cannot be written")
+
+
 def test_one_picture_has_no_distance(tmp_path, truth, images, refusal, capsys, monkeypatch):  # noqa: F811
     common = ("--images", images, "--reference", truth, "--pairs", "1", "--out", tmp_path / "out")
     told = refusal(*common, "--unpaired")
@@ -85,7 +100,7 @@ def test_wrong_weights_on_every_rank(tmp_path, truth, images):  # noqa: F811
     statuses, told = finish(ranks(tmp_path / "ranks", 2, [str(word) for word in words], "evaluate.py"))
     assert statuses == [1, 1] and told.count("error:") == 1
     assert f"{tmp_path / 'weights.pth'}: its SHA-256 is" in told and "begins with 6726825d" in told
-    assert not (tmp_path / "images_evaluation").exists()
+    assert not any(path.is_file() for path in (tmp_path / "images_evaluation").rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +110,7 @@ def test_wrong_weights_on_every_rank(tmp_path, truth, images):  # noqa: F811
         (("run", "--images", "a"), "not both"),
         (("--images", "a"), "--images and --reference belong together"),
         (("--images", "a", "--reference", "b", "--seed", "1"), "--seed: has no effect here"),
-        (("--images", "a", "--reference", "b", "sampler.num_steps=3"), "sampler.num_steps=3: is for pictures that"),
+        (("--images", "a", "--reference", "b", "sampler.num_steps=3"), "sampler.num_steps=3: has no effect here"),
         (("run", "--repainted"), "--repainted: has no effect here"),
     ],
 )

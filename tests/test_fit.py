@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from model.diffusion import MSE
 from model.parallel_unet import ParallelUNet
 from runs import Script, deviation, empty_config, finish, losses, ranks, words
 from training import fit
@@ -134,7 +135,7 @@ def test_what_was_found_for_another_network_is_not_used(config, tmp_path, monkey
         sizes.clear()
         one = config(engine__micro_batch="auto", **changes)
         engine = SingleDevice(one.model, one.engine, one.optim, one.seed)
-        fit.fit_micro_batch(engine, one, tmp_path)
+        fit.fit_micro_batch(engine, one, tmp_path, MSE)
         assert sizes == [first, first], "a pass without and one with gradients"
         assert all(p.grad is None for p in engine.parameters) and not engine.optimizer.state
         fit._keep(tmp_path, fit._made_for(one, engine), 2)
@@ -145,7 +146,7 @@ def test_a_larger_batch_is_tried_anew(config, tmp_path):
     for global_batch in (4, 32):
         one = config(engine__micro_batch="auto", train__global_batch=global_batch)
         engine = SingleDevice(one.model, one.engine, one.optim, one.seed)
-        assert fit.fit_micro_batch(engine, one, tmp_path) == 1
+        assert fit.fit_micro_batch(engine, one, tmp_path, MSE) == 1
         assert remembered(tmp_path) == global_batch
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from evaluation import spaces
-from evaluation.spaces import INCEPTION, bilinear_resized, clean_resized, inception_space
+from evaluation.spaces import INCEPTION, bilinear_resized, clean_resized, inception_input, inception_space
 from model.inception import SIZE, WIDTH, InceptionV3
 
 PARAMETERS = 21_785_568  # torchvision's inception_v3, 27,161,264, without its heads of 3,326,696 and 2,049,000
@@ -90,10 +90,10 @@ def test_resizing():
     fine = np.tile(np.array([[0, 255], [255, 0]], np.uint8).repeat(3).reshape(2, 2, 3), (300, 300, 1))
     clean, plain = clean_resized([fine], SIZE), bilinear_resized([fine], SIZE)
     assert clean.shape == plain.shape == (1, 3, SIZE, SIZE)
-    assert clean.abs().mean() < 0.05 < plain.abs().mean()
+    assert (clean - 127.5).abs().mean() < 6 < (plain - 127.5).abs().mean()
     flat = np.full((20, 10, 3), 51, np.uint8)
-    for resized in (clean_resized([flat], SIZE), bilinear_resized([flat], SIZE)):
-        assert torch.allclose(resized, torch.full((), 0.4 - 1), atol=1e-5)
+    for resize, value in (("clean", (51 - 128) / 128), ("pytorch-fid", 0.4 - 1)):
+        assert torch.allclose(inception_input([flat], resize), torch.full((), value), atol=1e-5)
     ramp = np.arange(0, 256, 4, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     theirs = np.asarray(Image.fromarray(ramp[..., 0].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    np.testing.assert_allclose((clean_resized([ramp], SIZE)[0, 0] + 1) * 127.5, theirs.clip(0, 255), atol=1e-3)
+    np.testing.assert_allclose(clean_resized([ramp], SIZE)[0, 0], theirs.clip(0, 255), atol=1e-3)

@@ -5,13 +5,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.config import load_config
-from training.log import RunLog
+from training.log import LogConfig, RunLog
 
 
 @pytest.mark.parametrize("restart", [0, 3])
 def test_a_restart_doubles_no_step_in_any_file(tmp_path, restart):
     for first, last in ((0, 5), (restart, 7)):
-        log = RunLog(tmp_path, first, 4 * first, 10, 4)
+        log = RunLog(tmp_path, first, 4 * first, 10, 4, LogConfig(), {})
         for step in range(first + 1, last + 1):
             log.stats_line(step, {"samples": 4 * step, "loss": 10.0 * last + step, "loss_by_t/0.1": 1.0})
             log.scalars(step, {"validation/loss": step / 2})

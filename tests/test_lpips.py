@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.estimators.weights import folder, read
 from model.diffusion import to_unit_range
 from model.lpips import LPIPS, SMALLEST, unit
 from training import lpips_weights
@@ -96,6 +97,24 @@ def test_files_that_are_not_the_weights(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no arrays of that network"):
         load_lpips("alex", "cpu", path)
     assert not Path("evil").exists()
+
+
+def test_a_cache_that_holds_the_weights_is_only_read(lpips, tmp_path, monkeypatch):
+    name = WEIGHTS[lpips.net].file
+    (tmp_path / name).symlink_to(folder() / name)
+    monkeypatch.setenv("TRYON_MODELS", str(tmp_path))
+    load_lpips(lpips.net, "cpu")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_caches_that_are_damaged_or_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRYON_MODELS", str(tmp_path))
+    (tmp_path / WEIGHTS["alex"].file).write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"its SHA-256 is not .* run: python -m training.lpips_weights$"):
+        read(WEIGHTS["alex"])
+    monkeypatch.setenv("TRYON_MODELS", str(tmp_path / WEIGHTS["alex"].file / "models"))
+    with pytest.raises(ValueError, match=r"models: cannot be written .*; name another folder: TRYON_MODELS"):
+        load_lpips("alex", "cpu")
 
 
 def test_without_a_network_it_says_how_to_go_on(tmp_path, monkeypatch):

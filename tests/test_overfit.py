@@ -1,6 +1,5 @@
 """The sanity check of every practitioner: four real pairs are learnt by heart and drawn from memory."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from skimage.metrics import structural_similarity
 
 from data import prepare
 from data.dataset import ShardedDataset
+from runs import losses
 
 HOME = Path(__file__).parent.parent
 PAIRS = 4
@@ -34,8 +34,8 @@ def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path, capsys):
     )  # fmt: skip
     call("sample.py", str(run), "sampler.guidance_scale=1", "--shards", str(shards))
 
-    losses = [json.loads(line)["loss"] for line in (run / "stats.jsonl").read_text().splitlines()]
-    first, last = np.mean(losses[:20]), np.mean(losses[-20:])
+    curve = losses(run)
+    first, last = np.mean(curve[:20]), np.mean(curve[-20:])
     with capsys.disabled():
         print(f"  overfitting four real pairs: loss {first:.4f} -> {last:.4f}", end="")
     assert last <= first / 10, f"the loss fell from {first:.4f} to {last:.4f} only"

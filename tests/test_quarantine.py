@@ -10,7 +10,7 @@ import pytest
 from data.dataset import ShardedDataset
 from data.schema import JOINTS, Sample
 from data.shards import write_shards
-from runs import finish, ranks, train, words
+from runs import finish, losses, ranks, train, words
 
 
 def write_set(folder: Path, num: int, samples_per_shard: int) -> ShardedDataset:
@@ -41,10 +41,6 @@ def listed(run: Path) -> list[str]:
 
 
 SMALL = {"model__image_size": [16, 16]}
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

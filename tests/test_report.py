@@ -15,6 +15,17 @@ from training.history import Run
 from training.report import main, report
 from training.report_page import POINTS, charts
 
+# Each axis, and last logarithms of both, where zeros are left out: the charts as they are drawn then.
+CLICKS = """
+for (const click of [["[value=samples]"], ["[value=seconds]"], ["[value=flop]"], ["#logx", "#logy"]]) {
+  for (const each of click) document.querySelector(`nav ${each}`).click();
+  const view = document.createElement("section");
+  view.className = "view";
+  view.innerHTML = document.getElementById("charts").innerHTML;
+  document.querySelector("main").append(view);
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def runs(shards, tmp_path_factory) -> list[Path]:
@@ -64,13 +75,14 @@ def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     curves = sum(len(chart["series"]) * (1 + ("raw" in chart["series"][0])) for chart in data(page)["charts"])
-    for axis, logs in (("samples", " checked"), ("seconds", ""), ("flop", "")):
-        text = page.replace('value="samples" checked', 'value="samples"').replace(f'"{axis}"', f'"{axis}" checked', 1)
-        (tmp_path / "seen.html").write_text(re.sub(r'(id="log[xy]")', rf"\1{logs}", text))
-        asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
-        seen = subprocess.run([*asked, f"file://{tmp_path / 'seen.html'}"], capture_output=True, text=True, timeout=60)
-        drawn = re.findall(r'<path class="[^"]+"[^>]* d="M[^"]*L[^"]*"', seen.stdout)
-        assert curves > 20 and "NaN" not in "".join(drawn) and (len(drawn) == curves or (logs and drawn)), axis
+    (tmp_path / "seen.html").write_text(page.replace("</body>", f"<script>{CLICKS}</script></body>"))
+    asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    seen = subprocess.run([*asked, f"file://{tmp_path / 'seen.html'}"], capture_output=True, text=True, timeout=60)
+    views = seen.stdout.split('<section class="view">')[1:]
+    assert len(views) == 4 and len(set(views)) == 4 and curves > 20
+    for number, view in enumerate(views):
+        drawn = re.findall(r'<path class="[^"]+"[^>]* d="M[^"]*L[^"]*"', view)
+        assert "NaN" not in view and (len(drawn) == curves or (number == 3 and drawn)), number
 
 
 def test_runs_that_tell_little_are_said_in_a_line_each(runs, tmp_path, capsys, monkeypatch):
@@ -79,6 +91,8 @@ def test_runs_that_tell_little_are_said_in_a_line_each(runs, tmp_path, capsys, m
     empty.mkdir()
     (broken / "config.yaml").write_bytes(b"\xff\x00")
     (broken / "previews/preview_00000002.png").write_bytes(b"no picture")
+    (broken / "a&b").mkdir()
+    Image.new("RGB", (4, 4)).save(broken / "a&b/sheet.png")
     with (broken / "stats.jsonl").open("a") as file:
         file.write('{"step": 4, "sam')
     words = [runs[0], broken, empty, "--out", tmp_path / "r.html"]
@@ -88,6 +102,7 @@ def test_runs_that_tell_little_are_said_in_a_line_each(runs, tmp_path, capsys, m
     assert [line.split(":")[0] for line in lines] == ["broken", "empty", str(tmp_path / "r.html")]
     assert "unreadable or do not fit the others: 1; " in lines[0] and "config.yaml: not a readable config" in lines[0]
     page = (tmp_path / "r.html").read_text()
+    assert "<h2>Contact sheet a&amp;b</h2>" in page
     assert page.count('class="remark"') == 2 and "preview_00000002.png: not a readable picture" in page
     assert data(page)["flop"][1:] == [None, None] and len(data(page)["charts"][0]["series"]) == 2
 
@@ -111,9 +126,11 @@ def test_losses_of_other_quantities_are_said_not_to_compare(runs, tmp_path):
         (["run", "empty/../run"], "run: named twice"),
         (["run", "--out", "no/where.html"], "where.html: cannot be written .*; name another file"),
         (["run", "--out", "empty"], "empty: cannot be written .*; name another file"),
+        (["run", "--out", "report.html/page.html"], "page.html: cannot be written .*; name another file"),
     ],
 )
-def test_refusals_leave_everything_as_it_was(runs, tmp_path, names, said):
+def test_refusals_leave_everything_as_it_was_and_come_before_the_work(runs, tmp_path, monkeypatch, names, said):
+    monkeypatch.setattr("training.report.works", lambda runs: pytest.fail("FLOP are counted already"))
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "report.html").write_text("an older page")

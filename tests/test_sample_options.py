@@ -9,6 +9,7 @@ import pytest
 import sample
 from cascades import write_cascade
 from runs import HOME
+from sampling.options import check_out
 from sampling.stages import find_stages
 from training import exits
 
@@ -48,8 +49,8 @@ def test_images_alone_and_folders_that_are_taken(tmp_path, monkeypatch):
         assert f"{words[0]}: has no effect here, sr_1024 and what follows know no garment" in refusal(*alone, *words)
     for out in (cascade, cascade / "sr_1024", cascade / "base_unet" / ".."):
         with pytest.raises(ValueError, match="is the folder of what draws; name one of its own"):
-            sample.check_out(out, [cascade], find_stages([cascade]))
-    sample.check_out(cascade / "samples", [cascade], find_stages([cascade]))
+            check_out(out, [cascade], find_stages([cascade]), "samples")
+    check_out(cascade / "samples", [cascade], find_stages([cascade]), "samples")
 
 
 def test_ctrl_c(monkeypatch):

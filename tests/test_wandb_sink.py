@@ -1,6 +1,7 @@
 """Weights & Biases, where its package is installed; nothing here reaches a network."""
 
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -65,10 +66,21 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
         check_log(LogConfig(wandb="offline"))
 
 
-def test_nobody_logged_in_is_told_by_all_ranks_before_anything_is_written(shards, tmp_path):
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"WANDB_API_KEY": ""}, "nobody is logged in to Weights & Biases on this host; use `wandb login`"),
+        ({"WANDB_API_KEY": "short"}, "WANDB_API_KEY invalid: .*, has 5; use another key"),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, r"Failed to .* http://127\.0\.0\.1:9: .*; use another key"),
+        ({"WANDB_BASE_URL": "nowhere"}, ".*base_url Input should be a valid URL"),
+    ],
+)
+def test_who_cannot_log_in_is_told_by_all_ranks_before_anything_is_written(shards, tmp_path, env, told):
     pytest.importorskip("wandb")
     alone = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    alone |= {"WANDB_API_KEY": "a" * 40, "WANDB_HTTP_TIMEOUT": "1"}
     asked = [str(empty_config(tmp_path)), *words(shards, tmp_path / "run", log__wandb="online")]
-    statuses, said = finish(ranks(tmp_path, 2, asked, env=alone | {"WANDB_API_KEY": ""}))
-    assert statuses == [1, 1] and said.count("error: log.wandb=online: nobody is logged in") == 1, said
-    assert "`wandb login`" in said and "log.wandb=offline" in said and not (tmp_path / "run/config.yaml").exists()
+    statuses, said = finish(ranks(tmp_path, 2, asked, env=alone | env))
+    found = re.findall(rf"error: log\.wandb=online: {told}.*log\.wandb=offline", said)
+    assert statuses == [1, 1] and len(found) == 1, said
+    assert "Traceback" not in said and not (tmp_path / "run/config.yaml").exists()

@@ -6,6 +6,7 @@ RUN/logs/HOST/rank_N.log    all that the rank printed, native libraries and stac
 import contextlib
 import faulthandler
 import io
+import logging
 import os
 import socket
 import sys
@@ -66,10 +67,18 @@ def keep_apart(run_dir: Path) -> None:
 
 
 def error(message: str) -> None:
-    """A line on the console, whatever the rank."""
+    """A line on the console, whatever the rank; on the one that writes training.log, there too."""
+    keep(message)
     for stream in (sys.__stderr__, *LOGS[1:]):
         with contextlib.suppress(OSError):  # a full disk silences the file, not the console
             print(message, file=stream, flush=True)
+
+
+def keep(message: str) -> None:
+    """A line of training.log, on the rank that writes it; what cannot be written any more is passed over."""
+    logger, logging.raiseExceptions = logging.getLogger("training"), False
+    if logger.handlers:
+        logger.error(" ".join(message.split()))
 
 
 def log_file() -> str | None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.loader import Batch
@@ -120,8 +119,8 @@ def measure(
 
 def _check_writable(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / PARTIAL).mkdir(exist_ok=True)
+        (out / PARTIAL).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / PARTIAL)
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error}); name another folder with --out") from error
 
@@ -134,6 +133,7 @@ def _write(out: Path, title: str, facts: Facts, verdicts: list[Verdict], picture
     }
     partial = out / PARTIAL
     try:
+        partial.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         for name, image in pictures.items():
@@ -170,7 +170,6 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--{key} {getattr(args, key)}: {least} at least")
     if strange := [word for word in args.words if "=" not in word]:
         raise ValueError(f"{strange[0]!r}: expected key=value after the run folder")
-    torch.manual_seed(0)
     diagnose(
         args.run_dir, args.words, weights=args.weights, num=args.num, batch=args.batch, steps=args.steps,
         lr_sweep=args.lr_sweep, out=args.out or args.run_dir / "diagnosis",

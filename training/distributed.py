@@ -226,6 +226,13 @@ class Passing(ValueError):
     passing = True
 
 
+def one_a_host(action: Callable[[], Any]) -> None:
+    """Does it on one rank of each host while the others wait; its ValueError is raised on every rank."""
+    with agreed():
+        if local_rank() == 0:
+            action()
+
+
 def on_main(action: Callable[[], T]) -> T:
     """What `action` returns on rank 0, on every rank; its ValueError is raised on every rank too."""
     outcome: list[Any] = [None, None]

@@ -152,6 +152,11 @@ class SingleDevice:
         if engine.compile:
             self.model.compile()
         assert all(p.dtype == torch.float32 for p in self.model.parameters())
+        if frozen := [name for name, p in self.model.named_parameters() if not p.requires_grad]:
+            raise ValueError(
+                f"{frozen[0]}: requires_grad is False, but a checkpoint has the moments of every parameter; let the "
+                "network have it True, and zero the gradient before each step where a weight shall stay"
+            )
         self.parameters = list(self.model.parameters())
         self.shapes = {name: self.shape_of(p) for name, p in self.model.named_parameters()}
         self.optimizer = make_optimizer(self.parameters, optim, self.device)

@@ -4,7 +4,8 @@ B batch, H W pixels.  evaluate.py measures what is drawn with all steps, and cro
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,22 +14,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.agnostic import drawn_region
 from data.dataset import ShardedDataset
 from data.mixture import Mixture
+from data.schema import Sample
 from model.diffusion import Net
 from model.lpips import LPIPS, SMALLEST
 from model.metrics import BORDER, WINDOW, mean_in, ssim_maps
 from training.config import Config
-from training.distributed import all_gather, get_rank, num_ranks
-from training.held_out import preview
+from training.distributed import all_gather, num_ranks
+from training.held_out import own_preview
 from training.lpips_weights import load_lpips
 
-DIFFERS = 24  # of 255, in one channel at least: more than JPEG does to flat colours
-
-
-def drawn_region(person: np.ndarray, clothing_agnostic: np.ndarray) -> np.ndarray:
-    """Where a network has to draw: where the clothing-agnostic image is not the person.  -> (H, W) bool"""
-    return (np.abs(person.astype(np.int16) - clothing_agnostic) > DIFFERS).any(-1)
+# Around what measures: TF32, which training may allow, errs by as much as the constants of SSIM.
+exactly = partial(torch.backends.cudnn.flags, enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
 
 
 class Likeness(NamedTuple):
@@ -44,8 +43,9 @@ class Likeness(NamedTuple):
     device: torch.device | str = "cpu"
 
     @torch.no_grad()
+    @exactly()
     def __call__(
-        self, images: list[np.ndarray], truth: list[np.ndarray], masks: list[np.ndarray] | None = None
+        self, images: Sequence[np.ndarray], truth: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         """(B,) float64 of each name.  images, truth (H, W, 3) uint8 of one size; masks (H, W) bool.
 
@@ -57,7 +57,7 @@ class Likeness(NamedTuple):
         return {name: value.double().cpu().numpy() for name, value in found.items()}
 
     def _ssim(
-        self, images: list[np.ndarray], truth: list[np.ndarray], masks: list[np.ndarray] | None
+        self, images: Sequence[np.ndarray], truth: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None
     ) -> dict[str, Tensor]:
         maps = ssim_maps(*(self._stacked(each, grey=self.grey) for each in (images, truth)))
         found = {"ssim": mean_in(maps[:, BORDER:-BORDER, BORDER:-BORDER], None)}
@@ -66,7 +66,7 @@ class Likeness(NamedTuple):
         return found
 
     def _lpips(
-        self, images: list[np.ndarray], truth: list[np.ndarray], masks: list[np.ndarray] | None
+        self, images: Sequence[np.ndarray], truth: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None
     ) -> dict[str, Tensor]:
         name, size = f"lpips_{self.lpips.net}", self.lpips_size
         if size is not None:
@@ -77,7 +77,7 @@ class Likeness(NamedTuple):
             found[f"{name}_region"] = mean_in(self.lpips.maps(a, b), self._mask(masks, size))
         return found
 
-    def _stacked(self, images: list[np.ndarray], size: tuple[int, int] | None = None, grey: bool = False) -> Tensor:
+    def _stacked(self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None, grey: bool = False) -> Tensor:
         """(B, C, H, W) in [0, 1]; C is 1 for grey."""
         if size is not None:
             images = [np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BILINEAR)) for x in images]
@@ -85,7 +85,7 @@ class Likeness(NamedTuple):
             images = [np.asarray(Image.fromarray(x).convert("L"))[..., None] for x in images]
         return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
 
-    def _mask(self, masks: list[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
+    def _mask(self, masks: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
         """(B, H, W), shares of each pixel"""
         mask = torch.from_numpy(np.stack(masks)).to(self.device).float()
         return mask if size is None else F.interpolate(mask[:, None], size, mode="area")[:, 0]
@@ -124,23 +124,22 @@ class Evaluation:
         sampler = config.sampler.model_copy(update={"method": "ddim", "num_steps": config.log.preview_steps})
         mine: dict[int, dict[str, float]] = {}
         for first in range(0, num, batch * num_ranks()):
-            samples, images = preview(
-                net, dataset, min(batch * num_ranks(), num - first), first=first, size=config.training_size,
+            drawn = own_preview(
+                net, dataset, range(first, min(first + batch * num_ranks(), num)), size=config.training_size,
                 seed=config.seed, even=even, model=config.model, diffusion=config.diffusion, sampler=sampler,
                 device=device,
             )  # fmt: skip
-            share = slice(get_rank(), None, num_ranks())
-            if samples[share]:
-                mine |= self._measured(first + get_rank(), samples[share], images[share])
+            if drawn:
+                mine |= self._measured(drawn)
             alive()
         rows = {i: row for each in all_gather(mine) for i, row in each.items()}
         names = dict.fromkeys(name for i in sorted(rows) for name in rows[i])
         values = {name: [rows[i][name] for i in sorted(rows) if not math.isnan(rows[i][name])] for name in names}
         return {f"eval/{name}": float(np.mean(each)) for name, each in values.items() if each}
 
-    def _measured(self, first: int, samples: list, images: list[np.ndarray]) -> dict[int, dict[str, float]]:
+    def _measured(self, drawn: dict[int, tuple[Sample, np.ndarray]]) -> dict[int, dict[str, float]]:
+        samples, images = zip(*drawn.values(), strict=True)
         tries_on = self.config.model.tries_on
         masks = [drawn_region(sample.person, sample.clothing_agnostic) for sample in samples] if tries_on else None
         found = self.likeness(images, [sample.person for sample in samples], masks)
-        rows = range(first, first + len(samples) * num_ranks(), num_ranks())
-        return {i: {name: float(value[k]) for name, value in found.items()} for k, i in enumerate(rows)}
+        return {i: {name: float(value[k]) for name, value in found.items()} for k, i in enumerate(drawn)}

@@ -30,6 +30,7 @@ def run(main: Callable[[], None], again: str = "the same command continues at th
         leave(130, f"interrupted at once; {again}" if get_rank() == 0 else "")
     except Exception as error:
         if num_ranks() == 1:
+            console.keep(f"error: {_last_line(error)}")
             raise
         if LOST_RANK.search(str(error)) and isinstance(error, RuntimeError):
             said = str(error).strip().splitlines()[0][:200]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.schema import JOINTS
 from model.conditions import Conditions
-from model.diffusion import MSE, Draws, diffusion_loss
+from model.diffusion import Draws, diffusion_loss
 from model.losses import Objective
 from training.config import Config
 from training.distributed import Agreed, Passing, all_gather, get_rank, on_main
@@ -55,7 +55,7 @@ def accumulation_of(config: Config, num_devices: int) -> int:
     return train.global_batch // (micro * num_devices)
 
 
-def fit_micro_batch(engine: SingleDevice, config: Config, run_dir: Path, objective: Objective = MSE) -> int:
+def fit_micro_batch(engine: SingleDevice, config: Config, run_dir: Path, objective: Objective) -> int:
     """Passes of one optimizer step: train.accumulation of this start.
 
     Every rank calls, once all that the run keeps on its devices is there.  With engine.micro_batch=auto each rank tries
@@ -121,7 +121,7 @@ def half(num: int, share: int) -> int:
     return next(n for n in range(max(1, num // 2), 0, -1) if share % n == 0)
 
 
-def _fits(engine: SingleDevice, config: Config, num: int, objective: Objective = MSE) -> bool:
+def _fits(engine: SingleDevice, config: Config, num: int, objective: Objective) -> bool:
     """Whether this rank has the memory for passes of so many samples, beside moments and gradients."""
     try:
         _two_passes(engine, config, num, objective)

@@ -73,20 +73,26 @@ def conditions_of(
 
 
 def preview(
-    net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False,
-    first: int = 0, **how,
+    net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False, **how
 ) -> tuple[list[Sample], list[np.ndarray]]:  # fmt: skip
     """`num` samples of a set, cropped to this (height, width), and a sampled image of each, on every rank."""
+    mine = own_preview(net, dataset, range(num), size=size, seed=seed, even=even, **how)
+    whole = {i: pair for share in all_gather(mine) for i, pair in share.items()}
+    return [whole[i][0] for i in sorted(whole)], [whole[i][1] for i in sorted(whole)]
+
+
+def own_preview(
+    net: Net, dataset: ShardedDataset, numbers: range, *, size: tuple[int, int], seed: int, even: bool = False, **how
+) -> dict[int, tuple[Sample, np.ndarray]]:
+    """This rank's share of a preview, by number."""
     if even:
         net = partial(net)  # forward passes alone: shared weights are gathered in those, not in remember()
-    mine = list(range(first + get_rank(), min(first + num, len(dataset)), num_ranks()))
+    mine = [i for i in numbers[get_rank() :: num_ranks()] if i < len(dataset)]
     mine, samples = _whole(_reader(dataset, seed, size), mine)
     results = try_on(net, samples, mine, seed=seed, **how) if mine else []
     if even and not mine:
         try_on(net, [_blank(size, dataset.num_images)], [0], seed=seed, **how)
-    whole = {i: pair for share in all_gather(dict(zip(mine, zip(samples, results, strict=True), strict=True)))
-             for i, pair in share.items()}  # fmt: skip
-    return [whole[i][0] for i in sorted(whole)], [whole[i][1] for i in sorted(whole)]
+    return dict(zip(mine, zip(samples, results, strict=True), strict=True))
 
 
 def _reader(dataset: ShardedDataset, seed: int, size: tuple[int, int]) -> Callable[[int], Sample]:

@@ -18,7 +18,8 @@ SMOOTH, SMOOTH_LINES = 0.02, 5  # the length of the average over a loss: of the 
 LAST = 0.1  # of a run's lines: what is meant by its end
 LOGGED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (.*)")
 STARTED = re.compile(r": (?:a new run of|(?:continuing|nothing is left to do) at step (\d+))")
-EVENTS = re.compile(r"(stopped at step|finished:|warning:|straggler:|changed since)")
+EVENTS = re.compile(r"(stopped at step|finished:|error:|interrupted|warning:|straggler:|changed since)")
+LAST_WORDS = ("stopped", "finished", "error:", "interrupted")  # of a start
 T_BIN = re.compile(r"loss_by_t/(0\.\d)")
 PICTURE = re.compile(r"(.+)_(\d{8,})")
 
@@ -41,7 +42,7 @@ class Curve(NamedTuple):
 class Run:
     """A run folder.  remarks: what is missing or strange, a line each.
 
-    Raises ValueError when there is no such folder.
+    Raises ValueError when there is no such folder, or no run in it.
     """
 
     def __init__(self, folder: Path):
@@ -50,6 +51,8 @@ class Run:
         if not (folder / "config.yaml").is_file() and (stages := sorted(folder.glob("*/stats.jsonl"))):
             told = " ".join(str(path.parent) for path in stages)
             raise ValueError(f"{folder}: no run folder, but it holds some; name those: {told}")
+        if not any((folder / name).is_file() for name in ("config.yaml", "stats.jsonl")):
+            raise ValueError(f"{folder}: no run folder, for it has no stats.jsonl; name the run.dir of a training run")
         self.folder, self.name, self.remarks = folder, folder.resolve().name, list[str]()
         self.lines, self.measured = self._stats(folder / "stats.jsonl")
         self.config, self.keys = self._config(folder / "config.yaml")
@@ -103,15 +106,24 @@ class Run:
                 said = next(_objects(_text(self.folder / name)), {})
                 reason = said.get("reason") if name != "DONE" else None
                 return f"{told} ({reason})" if reason else told
-        beats = [_age(path) for path in self.folder.glob("logs/*/rank_*.json")]
-        if any(age < ALIVE_S for age in beats):
+        beats = [path for path in self.folder.glob("logs/*/rank_*.json") if _age(path) < ALIVE_S]
+        phases = [next(_objects(_text(path)), {}).get("phase") for path in beats]
+        if any(phase != "ended" for phase in phases):
             return "running"
+        if self.events and self.events[-1].text.startswith(LAST_WORDS):
+            return f"ended ({self.events[-1].text})"
         return "ended without a word" if self.lines else "no step yet"
 
     @property
     def steps(self) -> int:
         """The last one that is told."""
         return int(self._steps[-1]) if self.lines else 0
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite."""
+        told = self.lines[-1].get("skipped") if self.lines else None
+        return int(told) if _number(told) else 0
 
     @property
     def samples(self) -> float:
@@ -205,14 +217,15 @@ def _events(log: str) -> list[Event]:
             step = int(told[1])
         elif started := STARTED.search(text):
             first = int(started[1] or 0)
-            if open_since:
-                again = f"; steps {first + 1} to {step} were trained again" if first < step else ""
-                events.append(Event(when, f"the start before ended without a word after step {step}{again}", bad=True))
+            said = [f"the start before ended without a word after step {step}"] if open_since else []
+            said += [f"steps {first + 1} to {step} were trained again"] if first < step else []
+            if said:
+                events.append(Event(when, "; ".join(said), bad=True))
             events.append(Event(when, text))
             step, open_since = first, "nothing is left" not in text
         elif EVENTS.match(text):
-            open_since &= not text.startswith(("stopped", "finished"))
-            bad = text.startswith(("warning", "straggler"))
+            open_since &= not text.startswith(LAST_WORDS)
+            bad = text.startswith(("warning", "straggler", "error"))
             last = events[-1] if events else None
             if last and bad and _worded(last.text) == _worded(text):
                 events[-1] = last._replace(times=last.times + 1)

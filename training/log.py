@@ -53,7 +53,7 @@ class RunLog:
 
     def __init__(
         self, run_dir: Path, step: int, samples: int, num_steps: int, global_batch: int,
-        log: LogConfig | None = None, config: dict[str, Any] | None = None,
+        log: LogConfig, config: dict[str, Any],
     ):  # fmt: skip
         self.main = get_rank() == 0
         if not self.main:
@@ -68,10 +68,10 @@ class RunLog:
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self.logger.addHandler(file)
         self.sinks: list[Sink] = [Files(run_dir, step), TensorBoard(run_dir, step)]
-        if log and log.wandb != "off":
+        if log.wandb != "off":
             from training.wandb_sink import WandB  # a package that few need
 
-            self.sinks.append(WandB(run_dir, log.wandb, log.wandb_project, config or {}))
+            self.sinks.append(WandB(run_dir, log.wandb, log.wandb_project, config))
         self.live = sys.stderr.isatty()
         self.told = time.monotonic()
         self.bar = tqdm(

@@ -153,7 +153,7 @@ def train(config: Config, engine_class: type[SingleDevice]) -> None:
             if state.step % config.log.preview_every == 0 and not report.hurry and not isinstance(shown, Pipes):
                 with ema.applied(), meter.paused("preview"), needs_memory("the preview (log.num_previews)"):
                     _log_preview(log, state, shown, config, engine)
-            if evaluation and state.step % config.log.eval_every == 0 and not report.hurry:
+            if evaluation and not report.hurry and (state.step % config.log.eval_every == 0 or finished):
                 with ema.applied(), meter.paused("evaluation"), needs_memory("the evaluation (log.eval_every)"):
                     values = evaluation(
                         engine.local_net, shown, batch=layout.micro_batch, even=engine.sharded, device=engine.device,

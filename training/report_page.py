@@ -16,6 +16,7 @@ from training.history import Curve, Run, smoothed
 from training.timeline import duration
 
 HERE = Path(__file__).parent
+BEGINNING = "<!doctype html>"  # of every page
 POINTS = 400  # of a curve
 STEPS = 4  # of which pictures are shown
 WIDTH, QUALITY = 760, 82  # of a picture: pixels, JPEG
@@ -47,7 +48,7 @@ def page(runs: Sequence[Run], works: Sequence[Work | None]) -> str:
     told = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     style, script = ((HERE / f"report_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'{BEGINNING}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(body)}</main>"
         f'<script type="application/json" id="data">{told}</script><script>{script}</script></body></html>\n'
@@ -154,9 +155,11 @@ def _facts(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str,
         ("State", [run.state for run in runs]),
         ("Steps", [f"{run.steps:,} of {run.keys.get('train.num_steps', '?'):,}" if run.keys else f"{run.steps:,}"
                    for run in runs]),
+        ("Steps skipped, for they were not finite", [f"{run.skipped:,}" if run.skipped else "" for run in runs]),
         ("Samples", [f"{run.samples:,.0f}" for run in runs]),
         ("Training time", [duration(run.seconds) if math.isfinite(run.seconds) else "" for run in runs]),
-        ("Training compute, FLOP", [_si(work.flop * run.samples) if work else "" for run, work in _pairs(runs, works)]),
+        ("Training compute, FLOP", [_si(work.flop * run.samples) if work else ""
+                                    for run, work in zip(runs, works, strict=True)]),
         ("Compute a sample, FLOP", [_si(work.flop) if work else "" for work in works]),
         ("Parameters", [_si(work.parameters) if work else "" for work in works]),
         ("Training loss, smoothed", [_last(smoothed(run.curve("loss"))) for run in runs]),
@@ -176,13 +179,9 @@ def _facts(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str,
     return [(name, cells) for name, cells in rows if any(cells)]
 
 
-def _pairs(runs: Sequence[Run], works: Sequence[Work | None]) -> Iterable[tuple[Run, Work | None]]:
-    return zip(runs, works, strict=True)
-
-
 def _budgets(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str, list[str]]]:
     """The loss of each run at the largest number of samples, seconds and FLOP that all have spent."""
-    told = [(run, work) for run, work in _pairs(runs, works) if run.lines]
+    told = [(run, work) for run, work in zip(runs, works, strict=True) if run.lines]
     if len(told) < 2:
         return []
     curves = {id(run): smoothed(run.curve("loss")) for run, _ in told}
@@ -240,7 +239,7 @@ def _pictures(runs: Sequence[Run]) -> list[str]:
         sections.append(_section(f"{name.capitalize()}s by step", "".join(rows)))
     sheets = [{path.parent.name: path for path in sorted(run.folder.glob("*/sheet.png"))} for run in runs]
     for name in sorted({name for found in sheets for name in found}):
-        sections.append(_section(f"Contact sheet {escape(name)}", _row(runs, [found.get(name) for found in sheets])))
+        sections.append(_section(f"Contact sheet {name}", _row(runs, [found.get(name) for found in sheets])))
     return sections
 
 

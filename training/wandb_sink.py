@@ -20,12 +20,21 @@ except ImportError as missing:
         f"log.wandb needs a package that is not there ({missing}): pip install wandb; or use log.wandb=off"
     ) from missing
 
+FAILURES = (Error, OSError, ValueError)  # pydantic's for WANDB_ variables that are not what they should be
 LAST_S = 60.0  # that the end of a run waits for a slow network; the rest is on disk, for `wandb sync`
 
 
 def check_login(mode: str) -> None:
-    """Raises ValueError when this host is to tell Weights & Biases and may not: nothing here ever asks for a key."""
-    if mode == "online" and not login(prompt=False):
+    """Raises ValueError when this host is to tell Weights & Biases and cannot: nobody is logged in, the key is
+    refused, or the service does not answer.  Nothing here ever asks for a key."""
+    try:
+        known = mode != "online" or login(prompt=False)
+    except FAILURES as error:
+        raise ValueError(
+            f"log.wandb=online: {_said(error)}; use another key (`wandb login`, the variable WANDB_API_KEY), or "
+            "log.wandb=offline and `wandb sync` later"
+        ) from error
+    if not known:
         raise ValueError(
             "log.wandb=online: nobody is logged in to Weights & Biases on this host; use `wandb login`, the variable "
             "WANDB_API_KEY, or log.wandb=offline"
@@ -42,9 +51,9 @@ class WandB:
                 mode=mode, resume="allow", reinit="finish_previous",
                 settings=Settings(console="off", silent=True, save_code=False, finish_timeout=LAST_S),
             )  # fmt: skip
-        except (Error, OSError) as error:
+        except FAILURES as error:
             raise ValueError(
-                f"log.wandb={mode}: {' '.join(str(error).split())}; use log.wandb=offline and `wandb sync "
+                f"log.wandb={mode}: {_said(error)}; use log.wandb=offline and `wandb sync "
                 f"{run_dir / 'wandb'}/offline-run-*` later, or log.wandb=off"
             ) from error
 
@@ -65,8 +74,12 @@ class WandB:
             tell(self.run)
         except (Error, OSError) as error:
             self.run = None
-            said = " ".join(str(error).split())
-            logging.getLogger("training").info(f"warning: Weights & Biases is told nothing more: {said}")
+            logging.getLogger("training").info(f"warning: Weights & Biases is told nothing more: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """In one line."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _id(run_dir: Path) -> str:

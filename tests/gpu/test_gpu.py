@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data import prepare
 from launch.memory import GIB, MemoryModel
+from runs import deviation, losses, stats
 from training.config import read_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -30,16 +32,11 @@ def shards(tmp_path_factory) -> Path:
     return out
 
 
-def train(shards: Path, run: Path, command: tuple[str, ...], *overrides: str) -> list[float]:
+def train(shards: Path, run: Path, command: tuple[str, ...], *overrides: str) -> np.ndarray:
     """The losses of a run."""
     words = [sys.executable, *command, "configs/base_unet.yaml", f"run.dir={run}", f"data.shards={shards}"]
     subprocess.run([*words, *TINY, *overrides], cwd=HOME, check=True, timeout=300)
-    return [json.loads(line)["loss"] for line in (run / "stats.jsonl").read_text().splitlines()]
-
-
-def deviation(a: list[float], b: list[float]) -> float:
-    assert len(a) == len(b) == 20
-    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+    return losses(run)
 
 
 def test_modes_give_one_curve(shards, tmp_path):
@@ -122,7 +119,7 @@ def test_preflight_measures_the_gpus(shards, tmp_path):
 def test_the_forward_time_of_a_gpu_is_its_own(shards, tmp_path):
     """Ranks are compared by the device's time of the forward pass, not by how long it took to launch it."""
     train(shards, tmp_path / "run", (*TORCHRUN, "train_ddp.py"), "model.channels=[128,256]")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    lines = [line for line in stats(tmp_path / "run") if "loss" in line]
     if GPUS > 1:
         assert all(0 < line["median_s"] <= line["slowest_s"] for line in lines)
     assert all(0 <= line["data_wait_share"] <= 1 for line in lines)
@@ -141,7 +138,7 @@ def test_the_doctors_memory_is_what_training_takes(shards, tmp_path):
     subprocess.run(
         [sys.executable, "train_single.py", "configs/base_unet.yaml", *words], cwd=HOME, check=True, timeout=300
     )
-    peak = json.loads((tmp_path / "run" / "stats.jsonl").read_text().splitlines()[-1])["memory_gib"]
+    peak = [line["memory_gib"] for line in stats(tmp_path / "run") if "loss" in line][-1]
     config = read_config(tmp_path / "run" / "config.yaml")
     estimate = MemoryModel(config, 1).estimate(32)
     assert (estimate.total - estimate.context) / GIB == pytest.approx(peak, rel=0.15)

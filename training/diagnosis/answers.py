@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.agnostic import drawn_region
 from data.loader import Batch
 from model.conditions import Conditions
-from model.diffusion import Draws, Net, Schedule, diffusion_loss, q_sample, target_of, x0_of
+from model.diffusion import Draws, Net, Schedule, diffusion_loss, q_sample, target_of, to_uint8, x0_of
 from model.losses import Objective
-from training.diagnosis.pairs import CHANGED
 from training.diagnosis.subject import Subject
+from training.meter import T_BINS
 
-T_BINS = 10
 LOG_SNRS = (0.0, -2.0, -4.0)  # noise levels at which more and more of the image must come from the conditions
 SHOWN = -2.0  # of them, in the picture
 
@@ -126,7 +126,8 @@ def _region(x0: Tensor, cond: Conditions) -> Tensor:
     """(B, H, W) bool: what the network draws; of a network without try-on, everything."""
     if cond.clothing_agnostic is None:
         return torch.ones_like(x0[:, 0], dtype=torch.bool)
-    return (x0 - cond.clothing_agnostic).abs().amax(1) > CHANGED / 127.5
+    person, agnostic = (to_uint8(x).permute(0, 2, 3, 1).cpu().numpy() for x in (x0, cond.clothing_agnostic))
+    return torch.from_numpy(drawn_region(person, agnostic)).to(x0.device)
 
 
 def _mean_in(change: Tensor, region: Tensor) -> float:

@@ -7,10 +7,11 @@ from data.inspect import contact_sheet
 from data.loader import Batch
 from data.schema import Sample
 from model.diffusion import Net, to_uint8
-from training.diagnosis.answers import SHOWN, T_BINS, predicted, replaced
+from training.diagnosis.answers import SHOWN, predicted, replaced
 from training.diagnosis.learning import Trial, advised
 from training.diagnosis.subject import Subject
 from training.diagnosis.verdicts import Facts, Verdict
+from training.meter import T_BINS
 from training.sheet import grid, scaled
 
 SHEET = 4  # rows

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.agnostic import GRAY
+from data.agnostic import CHANGED, GRAY, differs, drawn_region
 from data.schema import Sample
 
 LEVELS = 8  # of each colour channel in a histogram
-CHANGED = 24  # of 255: what differs by more is not JPEG
 WORN = 0.25  # of the region that the network draws, at least, is garment
 LEAST = 16  # samples that a judgement needs
 ALIKE = 0.9  # overlap of colours from which garments cannot be told apart
@@ -29,8 +28,8 @@ class Pairs:
 
 
 def examine(samples: list[Sample]) -> Pairs:
-    regions = [drawn_region(sample) for sample in samples]
-    cutouts = [_differs(sample.garment, np.full_like(sample.garment, GRAY), CHANGED // 2) for sample in samples]
+    regions = [drawn_region(sample.person, sample.clothing_agnostic) for sample in samples]
+    cutouts = [differs(sample.garment, np.full_like(sample.garment, GRAY), CHANGED // 2) for sample in samples]
     place = None
     if len(samples) >= LEAST:
         garments = np.stack([_colours(sample.garment, mask) for sample, mask in zip(samples, cutouts, strict=True)])
@@ -38,15 +37,6 @@ def examine(samples: list[Sample]) -> Pairs:
         place = _place(garments, worn)
     drawn, shown = (float(np.mean([mask.mean() for mask in masks])) for masks in (regions, cutouts))
     return Pairs(len(samples), place, drawn, shown)
-
-
-def drawn_region(sample: Sample) -> np.ndarray:
-    """(H, W) bool: where the clothing-agnostic image does not show the person."""
-    return _differs(sample.person, sample.clothing_agnostic, CHANGED)
-
-
-def _differs(a: np.ndarray, b: np.ndarray, least: int) -> np.ndarray:
-    return np.abs(a.astype(np.int16) - b.astype(np.int16)).max(2) > least
 
 
 def _colours(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -142,21 +142,18 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
             "engine.precision=fp32; look at data.png; compare RUN/code with the project's code",
         )  # fmt: skip
         return
-    wanted = advised(facts.sweep) or advised(facts.overfit)
     fell = "is not finite" if own.fall is None else f"falls by {own.fall:.0%}"
     told = f"at optim.lr={own.lr:.1e} the loss of one batch {fell}, at {top.lr:.1e} by {top.fall:.0%}"
     if own.fall is not None and own.fall >= HARDLY * top.fall:
         return
-    if top.lr > own.lr:
-        yield Verdict(
-            "low_learning_rate", "fault", "the learning rate is much too low", told,
-            f"optim.lr={wanted:.0e}; --lr-sweep looks for the best one",
-        )  # fmt: skip
-    else:
-        yield Verdict(
-            "high_learning_rate", "fault", "the learning rate is too high", told,
-            f"optim.lr={wanted:.0e}; --lr-sweep looks for the best one",
-        )  # fmt: skip
+    low = top.lr > own.lr
+    advice = (advised(trials) for trials in (facts.sweep, facts.overfit))  # which one batch may contradict
+    wanted = next((lr for lr in advice if lr and (lr > own.lr if low else lr < own.lr)), top.lr)
+    yield Verdict(
+        "low_learning_rate" if low else "high_learning_rate", "fault",
+        f"the learning rate is {'much too low' if low else 'too high'}", told,
+        f"optim.lr={wanted:.0e}; --lr-sweep looks for the best one",
+    )  # fmt: skip
 
 
 def _of_curve(facts: Facts) -> Iterator[Verdict]:
