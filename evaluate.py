@@ -10,16 +10,19 @@ says what the numbers are.
 """
 
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.prepare import count
 from evaluation.drawing import PICTURES, Asked, draw
-from evaluation.measuring import measure, measures_of
+from evaluation.measuring import Measures, check_sizes, measure, measures_of
 from evaluation.protocols import PROTOCOLS, Protocol
-from evaluation.sources import Folder, Source
+from evaluation.sources import Drawn, Folder, Source
 from evaluation.telling import tell
 from model.cascade import between
 from sampling.options import WORDS, add_drawing, check_out, refuse_idle, split
@@ -39,16 +42,15 @@ def main() -> None:
     stages = between(find_stages(places, overrides), args.start, args.stop) if places else []
     distributed = stages[0].config.distributed if stages else DistributedConfig()
     with process_group(distributed) if under_torchrun() else nullcontext():
-        source, made, out, board = open_drawn(args, stages, places) if stages else open_folder(args)
         with agreed():
             device = pick_device(stages[0].config.engine.device if stages else args.device)
-        protocols = [PROTOCOLS[name] for name in dict.fromkeys(args.protocol)]
-        repainted = {protocol: repaints(args, protocol, source) for protocol in protocols}
+        how_measured = partial(plan, args, device)
+        source, made, out, board = open_drawn(args, stages, places, how_measured) if stages else open_folder(args)
+        planned = how_measured(source)
         with agreed():
-            for protocol in protocols:
+            for protocol in planned:
                 make_folder(out / protocol.name)
-        for protocol, repaint in repainted.items():
-            measures = measures_of(protocol, source.paired, source.size, args.inception_weights, device)
+        for protocol, (repaint, measures) in planned.items():
             measured = measure(source, protocol, measures, args.batch, repaint)
             facts = made | {"repainted": protocol.repaint}
             how = out / protocol.name, source, protocol, repaint, measured, facts, board
@@ -69,29 +71,48 @@ def check(args: argparse.Namespace, places: list[Path], overrides: list[str]) ->
 
 
 def open_drawn(
-    args: argparse.Namespace, stages: list[Trained], places: list[Path]
+    args: argparse.Namespace, stages: list[Trained], places: list[Path], check: Callable[[Drawn], object]
 ) -> tuple[Source, dict[str, Any], Path, Path | None]:
-    """(the pictures, what they were made with, where numbers go, the run's TensorBoard unless they go elsewhere)"""
+    """(the pictures, what they were made with, where numbers go, the run's TensorBoard unless they go elsewhere)
+
+    check: as in evaluation.drawing.
+    """
     out = args.out or places[-1] / ("evaluation_unpaired" if args.unpaired else "evaluation")
     asked = Asked(
         args.shards, args.pairs, args.unpaired, args.masks, args.seed, args.batch, args.weights, args.dp,
         args.one_at_a_time, args.overwrite,
     )  # fmt: skip
     check_out(out, places, stages, "evaluation")
-    source, made = draw(stages, asked, out)
+    source, made = draw(stages, asked, out, check)
     board = stages[-1].folder / "tensorboard"
     return source, made, out, board if board.is_dir() and not args.out else None
 
 
 def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path, Path | None]:
     """The same of a folder of pictures."""
-    out = args.out or args.images.with_name(f"{args.images.name}_evaluation")
+    unpaired = "_unpaired" if args.unpaired else ""
+    out = args.out or args.images.with_name(f"{args.images.name}_evaluation{unpaired}")
     with agreed():
         source = Folder(args.images, args.reference, args.masks, args.unpaired, args.pairs)
         taken = {Path(folder).resolve() for folder in (args.images, args.reference, args.masks or args.images)}
         if any((out / name).resolve() in taken for name in args.protocol):
             raise ValueError(f"--out {out}: sheets would lie among the pictures; name a folder of their own")
     return source, {"images": str(args.images), "reference": args.reference}, out, None
+
+
+def plan(args: argparse.Namespace, device: torch.device, source: Source) -> dict[Protocol, tuple[bool, Measures]]:
+    """By protocol, whether pictures are repainted, and what they are measured with.
+
+    Raises ValueError, on every rank, for what cannot be measured so, of whatever is or shall be drawn.
+    """
+    protocols = [PROTOCOLS[name] for name in dict.fromkeys(args.protocol)]
+    with agreed():
+        repainted = [repaints(args, protocol, source) for protocol in protocols]
+        for protocol in protocols:
+            check_sizes(source, protocol)
+    how = source.paired, source.size, args.inception_weights, device
+    measures = [measures_of(protocol, *how) for protocol in protocols]
+    return dict(zip(protocols, zip(repainted, measures, strict=True), strict=True))
 
 
 def repaints(args: argparse.Namespace, protocol: Protocol, source: Source) -> bool:

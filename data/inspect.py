@@ -19,7 +19,7 @@ BAR = 20  # pixels: height of a line of text
 def contact_sheet(samples: list[Sample]) -> np.ndarray:
     """Rows person | clothing-agnostic | garment, poses drawn over the latter two, under labelled columns.
 
-    -> (H, W, 3) uint8; each row carries its sample's key.
+    -> (H, W, 3) uint8; each row stands under its sample's key.
     """
     return np.concatenate([text_bar(COLUMNS, _row(samples[0]).shape[1]), *map(_labelled_row, samples)])
 
@@ -27,7 +27,7 @@ def contact_sheet(samples: list[Sample]) -> np.ndarray:
 def _labelled_row(sample: Sample) -> np.ndarray:
     row = _row(sample)
     flat = "" if sample.garment_pose[:, 2].any() else "no pose: it lies flat"
-    return np.concatenate([row, text_bar((sample.key, "", flat), row.shape[1])])
+    return np.concatenate([text_bar((sample.key, "", flat), row.shape[1]), row])
 
 
 def _row(sample: Sample) -> np.ndarray:

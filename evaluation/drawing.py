@@ -1,6 +1,6 @@
 """What a cascade draws for its evaluation: pictures of pairs of shards, in files that sampling continues."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +33,12 @@ class Asked(NamedTuple):
     overwrite: bool = False
 
 
-def draw(stages: list[Trained], asked: Asked, out: Path) -> tuple[Drawn, dict[str, Any]]:
+def draw(
+    stages: list[Trained], asked: Asked, out: Path, check: Callable[[Drawn], object]
+) -> tuple[Drawn, dict[str, Any]]:
     """Draws what is missing in OUT/pictures.  -> (the pictures, what they were drawn with)
 
+    check: called by every rank with the pictures before any is drawn; raises ValueError where they cannot be measured.
     Raises ValueError, on every rank, for what is wrong with data, options, weights or the folder.
     """
     last = stages[-1].config.model.image_size
@@ -53,12 +56,13 @@ def draw(stages: list[Trained], asked: Asked, out: Path) -> tuple[Drawn, dict[st
     with agreed():
         names = Names(inputs.key, inputs.num, [stages[-1].name], SUFFIXES["png"], facts)
         output = Files(out / PICTURES, names, [stages[-1].name], quality=0)
+        source = Drawn(inputs, output, last, asked.masks)
+    check(source)
     on_main(lambda: claim(output, facts, asked.overwrite))
     drawn = draw_all(replicas, stages, inputs, lowres, output, asked.batch, asked.seed)
     say(f"{out / PICTURES}: {inputs.num} pictures, {drawn} of them new")
     made = {name: each | {"crc": replicas.crcs[name]} for name, each in made.items()}
-    with agreed():
-        return Drawn(inputs, output, last, asked.masks), {"seed": asked.seed, "stages": made}
+    return source, {"seed": asked.seed, "stages": made}
 
 
 def _inputs(stages: list[Trained], asked: Asked, last: tuple[int, int]) -> tuple[ShardPairs, Lowres | None]:

@@ -19,8 +19,8 @@ from evaluation.sources import Source, alike
 from evaluation.spaces import NO_INCEPTION, Space, inception_space, vgg_space
 from model.lpips import LPIPS, SMALLEST
 from model.metrics import WINDOW, frechet_distance, kernel_distance
-from training.distributed import agreed, all_gather, get_rank, num_ranks, on_main
-from training.evaluating import Likeness
+from training.distributed import Agreed, agreed, all_gather, get_rank, num_ranks, on_main
+from training.evaluating import Likeness, lpips_name
 from training.lpips_weights import load_lpips
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class Number(NamedTuple):
 class Measured(NamedTuple):
     numbers: dict[str, Number]
     left_out: dict[str, str]  # by name, why
+    notes: list[str]  # what a reader of the numbers should know
     pairs: list[dict[str, float]]  # each pair's numbers; NaN where there is no garment in sight
 
 
@@ -87,25 +88,37 @@ def _likeness(
 ) -> Likeness | None:
     if protocol.lpips == "squeeze":
         left_out["lpips_squeeze"] = NO_SQUEEZE
-    sides = min(protocol.lpips_size or protocol.size or size)
+    side, name = min(protocol.size or size), lpips_name("alex", protocol.lpips_size)
     lpips = None
-    if sides < SMALLEST["alex"]:
-        left_out["lpips_alex"] = f"it needs {SMALLEST['alex']} pixels a side, the pictures have {sides}"
+    if min(protocol.lpips_size or (side,)) < SMALLEST["alex"]:
+        left_out[name] = f"it needs {SMALLEST['alex']} pixels a side, the pictures have {side}"
     else:
         lpips = _had(_alex, device)
         if isinstance(lpips, str):
-            left_out["lpips_alex"], lpips = lpips, None
-    if min(protocol.size or size) < WINDOW:
-        left_out["ssim"] = f"its window is {WINDOW} pixels wide, the pictures have {min(size)}"
-        return None
+            left_out[name], lpips = lpips, None
+    if side < WINDOW:
+        left_out["ssim"] = f"its window is {WINDOW} pixels wide, the pictures have {side}"
+        return None if lpips is None else Likeness(lpips, protocol.lpips_size, protocol.grey, device, ssim=False)
     return Likeness(lpips, protocol.lpips_size, protocol.grey, device)
+
+
+def check_sizes(source: Source, protocol: Protocol) -> None:
+    """Raises ValueError for pictures or references of other proportions than those at which they are compared."""
+    target = protocol.size or source.size
+    for where, size in source.sizes.items():
+        if not alike(size, target):
+            have, want = ("x".join(map(str, each)) for each in (size, target))
+            raise ValueError(
+                f"{where}: {have} pixels, --protocol {protocol.name} compares at {want}, of other proportions; crop "
+                "the pictures, or take another protocol"
+            )
 
 
 def measure(source: Source, protocol: Protocol, measures: Measures, batch: int, repaint: bool) -> Measured:
     """repaint: whether what need not be drawn is taken from the person before measuring.
 
-    Raises ValueError, on every rank, for what cannot be read, for pictures of other proportions than their references,
-    and where no number is left: of one picture without a truth.
+    Raises ValueError, on every rank, for what cannot be read, and where no number is left: of one picture without a
+    truth.
     """
     num, num_references = len(source.names), len(source.references)
     few = bool(measures.spaces) and min(num, num_references) < 2
@@ -114,16 +127,43 @@ def measure(source: Source, protocol: Protocol, measures: Measures, batch: int, 
     spaces = [] if few else measures.spaces
     names = [name for space in measures.spaces for name in (space.frechet, space.kernel)]
     left_out = measures.left_out | (dict.fromkeys(names, ALONE) if few else {})
-    if source.paired and source.region is None:
-        left_out["ssim_region"] = "where the garment is nobody says; give --masks, or shards as --reference"
     target = protocol.size or source.size
-    with agreed():
-        found, features = _pictures(source, protocol, measures.likeness, spaces, target, batch, repaint)
-        references = _references(source, protocol, spaces, target, batch) if spaces else {}
+    try:
+        with agreed():
+            found, features = _pictures(source, protocol, measures.likeness, spaces, target, batch, repaint)
+            references = _references(source, protocol, spaces, target, batch) if spaces else {}
+    except Agreed as error:  # each rank may have found a file of its own: one is enough
+        raise Agreed(str(error).partition("\n")[0]) from None
     pairs = _gathered(found)
     crowd = {name: np.array(_gathered(values)) for name, values in features.items()}
     truth = {name: np.array(_gathered(values)) for name, values in references.items()}
-    return Measured(on_main(lambda: _numbers(pairs, spaces, crowd, truth)), left_out, pairs)
+    numbers = on_main(lambda: _numbers(pairs, spaces, crowd, truth))
+    if source.paired:
+        left_out |= _regions_left_out(numbers, left_out, source.region)
+    return Measured(numbers, left_out, _notes(crowd, truth), pairs)
+
+
+def _regions_left_out(numbers: dict[str, Number], left_out: dict[str, str], region: str | None) -> dict[str, str]:
+    """Why there is no number of the region, by name, beside each of whole pictures."""
+    if region is None:
+        why = "where the garment is nobody says; give --masks, or shards as --reference"
+    else:
+        why = f"the region is empty in all pictures ({region})"
+    names = [name for name in (*left_out, *numbers) if name == "ssim" or name.startswith("lpips_alex")]
+    return {
+        f"{name}_region": left_out.get(name, why)
+        for name in names
+        if not name.endswith("_region") and f"{name}_region" not in numbers
+    }
+
+
+def _notes(crowd: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[str]:
+    few = {name: min(len(each), len(truth[name])) for name, each in crowd.items()}
+    return [
+        f"{name} is far too large: of {few[name]} pictures and {each.shape[1]} features; compare equal N alone"
+        for name, each in crowd.items()
+        if few[name] < each.shape[1]
+    ]
 
 
 def _share(num: int, batch: int, what: str) -> Iterator[list[int]]:
@@ -145,7 +185,7 @@ def _pictures(
         for i in ids:
             images.append(picture(source, protocol, i, repaint))
             if likeness is not None:
-                truth.append(_matching(source, i, target, protocol))
+                truth.append(_resized(source.reference(i), target, protocol.filter))
                 masks += [_resized(source.mask(i), target)] if source.region else []
         if source.paired:
             found |= {i: {} for i in ids}
@@ -163,39 +203,24 @@ def _references(
     """Each space's features of each reference of this rank's share."""
     features: dict[str, dict[int, np.ndarray]] = {space.frechet: {} for space in spaces}
     for ids in _share(len(source.references), batch, "references"):
-        images = [_matching(source, i, target, protocol) for i in ids]
+        images = [_resized(source.reference(i), target, protocol.filter) for i in ids]
         for space in spaces:
             features[space.frechet] |= zip(ids, space.features(images), strict=True)
     return features
 
 
-def _matching(source: Source, i: int, target: tuple[int, int], protocol: Protocol) -> np.ndarray:
-    return fitted(source.reference(i), target, protocol.filter, f"reference {source.references[i]}")
-
-
 def picture(source: Source, protocol: Protocol, i: int, repaint: bool) -> np.ndarray:
     """Picture i as it is measured, (H, W, 3) uint8."""
     target = protocol.size or source.size
-    image = fitted(source.image(i), target, protocol.filter, f"picture {source.names[i]}")
+    image = _resized(source.image(i), target, protocol.filter)
     if not repaint:
         return image
-    return np.where(_resized(source.drawn(i), target)[..., None], image, _matching(source, i, target, protocol))
-
-
-def fitted(image: np.ndarray, size: tuple[int, int], kind: str, name: str) -> np.ndarray:
-    """The image at this (height, width), by one of Pillow's filters; untouched where it has it.
-
-    Raises ValueError, with its name, for other proportions.
-    """
-    if not alike(image.shape[:2], size):
-        have, want = ("x".join(map(str, each)) for each in (image.shape[:2], size))
-        raise ValueError(
-            f"{name}: {have} pixels, the pictures are compared at {want}, of other proportions; crop one of them"
-        )
-    return _resized(image, size, kind)
+    truth = _resized(source.reference(i), target, protocol.filter)
+    return np.where(_resized(source.drawn(i), target)[..., None], image, truth)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], kind: str = "nearest") -> np.ndarray:
+    """The image at this (height, width), by one of Pillow's filters; untouched where it has it."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[kind.upper()]))

@@ -4,12 +4,12 @@ H, W pixels.  Names are keys as they stand in file names.
 """
 
 import typing
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from data.agnostic import drawn_region
 from data.dataset import ShardedDataset
@@ -31,6 +31,7 @@ class Source(typing.Protocol):
     references: list[str]  # their names
     paired: bool
     size: tuple[int, int]  # (height, width) of the pictures
+    sizes: dict[str, tuple[int, int]]  # that, and the references', by where they lie
     region: str | None  # what `mask` is; None where there is none
     knows_drawn: bool  # whether there is `drawn`
 
@@ -53,19 +54,20 @@ class Source(typing.Protocol):
 class Masks:
     """Pictures by name, white in the region, of the proportions of the pictures of this (height, width)."""
 
-    def __init__(self, folder: Path, names: Iterable[str], size: tuple[int, int]):
-        self.files, self.size = files_in(folder, "--masks"), size
+    def __init__(self, folder: Path, names: Sequence[str], size: tuple[int, int]):
+        self.files = files_in(folder, "--masks")
         if missing := [name for name in names if name not in self.files]:
             raise ValueError(f"--masks {folder}: no mask named {missing[0]} ({len(missing)} are missing); add them")
+        for path in (self.files[name] for name in names):
+            if not alike(have := _size_of(path), size):
+                told, want = ("x".join(map(str, each)) for each in (have, size))
+                raise ValueError(
+                    f"{path}: {told} pixels, the pictures have {want}, of other proportions; crop one of them"
+                )
         self.told = f"masks {folder}"
 
     def __call__(self, name: str) -> np.ndarray:
-        path = self.files[name]
-        mask = np.asarray(load_image(path, "mask").convert("L")) > 127
-        if not alike(mask.shape, self.size):
-            have, want = ("x".join(map(str, each)) for each in (mask.shape, self.size))
-            raise ValueError(f"{path}: {have} pixels, the pictures have {want}, of other proportions; crop one of them")
-        return mask
+        return np.asarray(ImageOps.exif_transpose(load_image(self.files[name], "mask")).convert("L")) > 127
 
 
 class Drawn:
@@ -75,6 +77,7 @@ class Drawn:
 
     def __init__(self, inputs: ShardPairs, output: Output, size: tuple[int, int], masks: Path | None):
         self.inputs, self.output, self.size = inputs, output, size
+        self.sizes = {str(output.out): size}
         self.names = [inputs.key(i) for i in range(inputs.num)]
         self.references = [escape_key(inputs.one.key(person)) for person, _ in inputs.pairs]
         self.paired = inputs.paired
@@ -114,6 +117,10 @@ class Folder:
             _check_names(images, self.names, reference, there)
         self.references = self.names if self.paired else there
         self.size = _check_sizes([self.files[name] for name in self.names])
+        stored = self.shards and self.shards.dataset.stored_size
+        size = stored or _check_sizes([self.truth[name] for name in self.references])
+        self.sizes = {str(self.files[self.names[0]]): self.size}
+        self.sizes[reference if self.shards else str(self.truth[self.references[0]])] = size
         self.masks = None if masks is None else Masks(masks, self.names, self.size)
         self.region = self.masks.told if self.masks else DRAWN if self.shards and self.paired else None
         self.knows_drawn = self.paired and self.region is not None
@@ -154,20 +161,23 @@ class Shards:
 
 
 def files_in(folder: Path, option: str) -> dict[str, Path]:
-    """The pictures of a folder by name without suffix, sorted; contact sheets are none.
+    """The pictures of a folder by name without suffix, sorted; contact sheets, hidden files and folders are none.
 
-    Raises ValueError for a folder that is missing or empty, and for two of one name.
+    Raises ValueError for a folder that is missing or empty, for two of one name, and for names that are no UTF-8.
     """
     if not folder.is_dir():
         raise ValueError(f"{option} {folder}: no such folder; name one of PNG or JPEG files")
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != SHEET)
+        there = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     except OSError as error:
         raise ValueError(f"{option} {folder}: cannot be read ({error.strerror}); check its permissions") from error
+    paths = sorted(path for path in there if path.name != SHEET and not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{option} {folder}: holds no PNG or JPEG files; name the folder that does")
     files: dict[str, Path] = {}
     for path in paths:
+        if any("\udc80" <= letter <= "\udcff" for letter in path.name):  # what Python makes of other bytes
+            raise ValueError(f"{option} {folder}: the name {path.name!r} is no UTF-8; rename the file")
         if path.stem in files:
             raise ValueError(f"{path}: {files[path.stem].name} has the same name; remove one of the two")
         files[path.stem] = path
@@ -190,19 +200,21 @@ def _check_names(images: Path, names: list[str], reference: str, there: list[str
             )
 
 
+def _size_of(path: Path) -> tuple[int, int]:
+    """(height, width), upright.  Raises ValueError for what is no image."""
+    try:
+        with Image.open(path) as image:
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            return image.size if turned else image.size[::-1]
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
+
+
 def _check_sizes(paths: list[Path]) -> tuple[int, int]:
     """(height, width) of all, upright.  Raises ValueError naming the first that differs."""
-    sizes = {}
+    first = _size_of(paths[0])
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in TURNED
-                sizes[path] = image.size if turned else image.size[::-1]
-        except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
-            raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
-    first = sizes[paths[0]]
-    for path, size in sizes.items():
-        if size != first:
+        if (size := _size_of(path)) != first:
             have, want = ("x".join(map(str, each)) for each in (size, first))
             raise ValueError(f"{path}: {have} pixels, the others have {want}; make all of one size")
     return first

@@ -17,16 +17,18 @@ from torch.utils.tensorboard import SummaryWriter
 from evaluation.measuring import Measured, picture
 from evaluation.protocols import Protocol
 from evaluation.sources import Source
-from sampling.outputs import write_whole
+from sampling.outputs import unwritable, write_whole
 from sampling.stamps import digest
-from training.sheet import grid, scaled
+from training.sheet import grid, scaled, shortened
 
 SHOWN, HEIGHT = 6, 192  # pairs of a sheet, pixels of a picture
+OF_PAIRS = ("per_pair.csv", "worst.png", "median.png", "best.png")  # written where there are pairs
 DIGITS = 5
 
 
 def facts_of(source: Source, protocol: Protocol, made: dict[str, Any]) -> dict[str, Any]:
     """What every number of an evaluation depends on, as JSON.  The same pairs have the same pair_list, in any order."""
+    pairing = "paired" if source.paired else "unpaired"
     stages = made.get("stages", {})
 
     def each(key: str) -> str:
@@ -35,8 +37,8 @@ def facts_of(source: Source, protocol: Protocol, made: dict[str, Any]) -> dict[s
 
     facts = {
         "protocol": protocol.name,
-        "pairing": "paired" if source.paired else "unpaired",
-        "pair_list": digest(sorted(source.names), sorted(source.references)),
+        "pairing": pairing,
+        "pair_list": digest(pairing, sorted(source.names), sorted(source.references)),
     }
     keys = ("weights", "ema", "step", "steps", "sampler", "guidance_scale") if stages else ()
     facts |= {"repainted": made["repainted"]} if protocol.repaint else {}
@@ -70,15 +72,28 @@ def tell(
     table = _table(source, protocol, measured, facts)
     write_whole(out / "metrics.json", (json.dumps(document, indent=1) + "\n").encode())
     write_whole(out / "metrics.md", table.encode())
+    files = {}
     if measured.pairs:
-        write_whole(out / "per_pair.csv", _csv(source, measured.pairs).encode())
+        files["per_pair.csv"] = _csv(source, measured.pairs).encode()
         for name, image in _sheets(source, protocol, repaint, measured.pairs):
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "PNG")
-            write_whole(out / f"{name}.png", buffer.getvalue())
+            files[f"{name}.png"] = buffer.getvalue()
+    for name in OF_PAIRS:
+        if name in files:
+            write_whole(out / name, files[name])
+        else:
+            _remove(out / name)  # an earlier command's
     steps = [stage["step"] for stage in made.get("stages", {}).values() if stage["step"] is not None]
     _board(board or out / "tensorboard", measured, facts, steps[-1] if steps else 0)
     return table
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _table(source: Source, protocol: Protocol, measured: Measured, facts: dict[str, Any]) -> str:
@@ -93,6 +108,7 @@ def _table(source: Source, protocol: Protocol, measured: Measured, facts: dict[s
     region = [f"- _region: {source.region}"] if source.region and source.paired else []
     other = "fid" in measured.numbers and protocol.fid_pairing not in ("both", facts["pairing"])
     notes = [f"- {protocol.name} has its FID of {protocol.fid_pairing} pictures"] if other else []
+    notes += [f"- {note}" for note in measured.notes]
     return "\n".join([about, "", *lines, "", *region, *notes, *missing]).rstrip() + "\n"
 
 
@@ -123,13 +139,13 @@ def _sheets(
         return [*source.given(i), picture(source, protocol, i, repaint), source.reference(i)]
 
     return [
-        (each, _sheet([column(i) for i in ids], [f"{source.names[i][-8:]} {pairs[i][name]:.3f}" for i in ids]))
+        (each, _sheet([column(i) for i in ids], [(source.names[i], pairs[i][name]) for i in ids]))
         for each, ids in chosen.items()
     ]
 
 
-def _sheet(pictures: list[list[np.ndarray]], titles: list[str]) -> np.ndarray:
-    """A column each; all in the proportions of the last."""
+def _sheet(pictures: list[list[np.ndarray]], titles: list[tuple[str, float]]) -> np.ndarray:
+    """A column each, under a name and its number; all in the proportions of the last."""
     columns = []
     for *shown, last in pictures:
         truth = scaled(last, HEIGHT)
@@ -137,7 +153,8 @@ def _sheet(pictures: list[list[np.ndarray]], titles: list[str]) -> np.ndarray:
         columns.append(
             [*(np.asarray(Image.fromarray(each).resize(size, Image.Resampling.LANCZOS)) for each in shown), truth]
         )
-    return grid([list(row) for row in zip(*columns, strict=True)], titles)
+    told = [shortened(name, f" {value:.3f}", truth.shape[1]) for name, value in titles]
+    return grid([list(row) for row in zip(*columns, strict=True)], told)
 
 
 def _board(folder: Path, measured: Measured, facts: dict[str, Any], step: int) -> None:

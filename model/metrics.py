@@ -65,7 +65,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(way @ way + np.trace(cov_a) + np.trace(cov_b) - 2 * shared)
+    return max(0.0, float(way @ way + np.trace(cov_a) + np.trace(cov_b) - 2 * shared))  # below 0 by rounding alone
 
 
 def kernel_distance(

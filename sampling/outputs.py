@@ -178,8 +178,10 @@ def claim(output: Output, facts: dict[str, Any], overwrite: bool) -> None:
             old, new = dict(flat(before)), dict(flat(facts))
             differ = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
             told = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in sorted(differ)[:SHOWN]]
+            trained = any(key.startswith("stages.") and key.endswith(".weights") for key in differ)
+            why = "; the weights are others: has training gone on?" if trained else ""
             raise ValueError(
-                f"{out}: its pictures were made with other options ({'; '.join(told)}); choose another --out, or "
+                f"{out}: its pictures were made with other options ({'; '.join(told)}){why}; choose another --out, or "
                 "replace them with --overwrite"
             )
         there = [out / name for name in OWN if (out / name).exists()]

@@ -80,6 +80,8 @@ def test_shuffled_pairs_are_named(shards, tmp_path):
     others = [one._replace(garment=samples[i].garment) for one, i in zip(samples, order, strict=True)]
     write_shards(others, tmp_path / "shuffled")
     found = verdicts(trained(tmp_path / "shuffled", tmp_path), "--steps", "0")
+    said = (tmp_path / "run/diagnosis/diagnosis.md").read_text().split("## ")[1]
+    assert said.startswith("Not looked at") and "needs --steps 60" in said and "needs data.val_shards" in said
     assert [verdict["name"] for verdict in found if verdict["kind"] == "fault"] == ["shuffled_pairs"]
 
 

@@ -11,9 +11,10 @@ from data.dataset import ShardedDataset
 from data.schema import JOINTS, Sample
 from training.diagnosis.answers import Change, Losses
 from training.diagnosis.curve import Curve, read_curve
-from training.diagnosis.learning import Trial, advised, best
+from training.diagnosis.learning import FURTHER, Trial, advised, best, search
+from training.diagnosis.page import told
 from training.diagnosis.pairs import Pairs, examine
-from training.diagnosis.verdicts import Facts, judge
+from training.diagnosis.verdicts import Facts, as_values, judge
 from training.diagnosis.weights import Block, block_of, movements, whole_parts
 
 BLOCKS = [Block(name, 10, 0.1, 0.01) for name in ("stem", "encoder.levels.0", "garment_unet.stem", "garment_unet.up")]
@@ -47,6 +48,7 @@ def losses(**changes: float) -> dict[str, Losses]:
         ({"pairs": Pairs(64, 0.05, 0.99, 0.2)}, "agnostic_image"),
         ({"pairs": Pairs(64, 0.05, 0.0, 0.2)}, "agnostic_image"),
         ({"blocks": [*BLOCKS[:2], *(replace(block, moved=0.0) for block in BLOCKS[2:])]}, "frozen"),
+        ({"blocks": [*(replace(block, moved=1e-5) for block in BLOCKS[:3]), replace(BLOCKS[3], moved=0.0)]}, None),
         ({"blocks": [replace(block, moved=0.0) for block in BLOCKS]}, "nothing_moved"),
         ({"blocks": [*BLOCKS[:3], replace(BLOCKS[3], gradient=0.0)]}, "no_gradient"),
         ({"blocks": [*BLOCKS[:3], replace(BLOCKS[3], moved=0.0)], "step": 3}, None),
@@ -56,6 +58,10 @@ def losses(**changes: float) -> dict[str, Losses]:
         ({"overfit": [Trial(1e-3, 1.0, 0.8, 0.2), Trial(1e-2, 1.0, 0.3, 0.7)]}, None),
         ({"overfit": [Trial(1e-4, 1.0, 0.5, 0.5), Trial(1e-3, 1.0, None, None)]}, "high_learning_rate"),
         ({"overfit": [Trial(1e-3, 1.0, 1.0, 0.0), Trial(1e-1, 1.0, None, None)]}, "cannot_overfit"),
+        (
+            {"overfit": [Trial(1e-3, 1.0, None, None)], "sweep": [Trial(1e-5, 1.0, 0.5, 0.5)]},
+            "high_learning_rate",
+        ),
         ({"skipped": 50}, "skipped_steps"),
         ({"curve": Curve(100, 1.0, 0.3, 0.2, 0.5)}, "rising_loss"),
         ({"losses": losses(ema=0.3)}, "late_average"),
@@ -104,7 +110,37 @@ def test_advice_is_on_the_side_of_the_verdict(best, swept, said):
     overfit = [Trial(1e-3, 1.0, 0.99, 0.01), Trial(best, 1.0, 0.5, 0.5)]
     sweep = [Trial(swept, 1.0, 0.3, 0.7)]
     verdict = judge(replace(HEALTHY, overfit=overfit, sweep=sweep))[0]
-    assert verdict.name.endswith("_learning_rate") and verdict.remedy.startswith(f"optim.lr={said};")
+    assert verdict.name.endswith("_learning_rate")
+    edge = {1e-1: " at least;", 1e-5: " at most;"}.get(float(said), ";")
+    assert verdict.remedy.startswith(f"optim.lr={said}{edge}")
+
+
+@pytest.mark.parametrize(("own", "lowest", "highest"), [(3.0, 1e-5, 3e2), (1e-7, 1e-8, 1e-2), (1e-3, 1e-4, 1e-1)])
+def test_a_search_goes_on_beyond_the_edge_where_the_best_lies(own, lowest, highest):
+    """Learning rates to 1e-3 learn, in proportion; above 1e-2 all diverge."""
+
+    def tried(lr: float) -> Trial:
+        return Trial(lr, 1.0, None, None) if lr > 5e-2 else Trial(lr, 1.0, 0.0, lr * 500 if lr < 2e-3 else -1.0)
+
+    trials = search([tried(own)], [own / 10, own * 10, own * 100], tried)
+    rates = [each.lr for each in trials]
+    assert rates == sorted(rates) and len(rates) <= 4 + FURTHER
+    assert best(trials).lr == pytest.approx(1e-3 if own < 1 else 3e-4, rel=0.01)
+    assert lowest <= rates[0] * 1.01 and rates[-1] <= highest * 1.01
+
+
+def test_a_search_does_not_end_where_nothing_moves_or_all_diverge():
+    still = search([], [1e-12, 1e-11], lambda lr: Trial(lr, 1.0, 1.0, 0.0))
+    gone = search([], [1e3, 1e4], lambda lr: Trial(lr, 1.0, None, None))
+    assert (still[0].lr, still[-1].lr) == pytest.approx((1e-12, 1e-6)) and gone[0].lr == pytest.approx(1e-2)
+
+
+def test_what_was_not_looked_at_is_said():
+    facts = replace(HEALTHY, overfit=[], curve=Curve(0, None, None, None, None), pairs=Pairs(8, None, 0.4, 0.2))
+    assert as_values(HEALTHY, [])["not_looked_at"] == [] and told(HEALTHY, []).count("\n") == 1
+    said = told(facts, [])
+    assert said.startswith("Nothing of what was looked at speaks against this run.\n\nNot looked at:\n")
+    assert [need in said for need in ("--num 16", "--steps 60", "50 lines in stats.jsonl, not 0")] == [True] * 3
 
 
 @pytest.mark.parametrize("source", ["shards", "photographs"])

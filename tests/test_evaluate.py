@@ -18,6 +18,7 @@ from evaluation import spaces
 from evaluation.protocols import PROTOCOLS
 from evaluation.sources import Folder
 from runs import finish, ranks
+from training.sheet import shortened
 
 NUM = 5
 FRECHET = ("frechet_vgg16", "kernel_vgg16")
@@ -81,8 +82,9 @@ def test_a_run_is_drawn_and_measured(tmp_path, shards, run, capsys):
     run(stage, "--pairs", NUM, "sampler.num_steps=2", "--protocol", "hrviton")
     assert f"{NUM} pictures, 0 of them new" in capsys.readouterr().err
     assert "lpips_alex_128x128" in read(out, "hrviton")[1]
-    with pytest.raises(ValueError, match="made with other options"):
+    with pytest.raises(ValueError, match="made with other options") as refused:
         run(stage, "--pairs", NUM, "sampler.num_steps=3")
+    assert "has training gone on?" not in str(refused.value)
 
     run("--images", out / "pictures", "--reference", shards, "--pairs", NUM, "--out", tmp_path / "other")
     again, values = read(tmp_path / "other")
@@ -182,6 +184,42 @@ def test_sheets_and_table(tmp_path, truth, images, run):
     assert f"| ssim | {read(tmp_path / 'out')[1]['ssim']:.5f} |" in table and "fid is left out: needs" in table
 
 
+def test_unpaired_goes_elsewhere_and_nothing_stale_is_left(tmp_path, truth, images, run):
+    common = ("--images", images, "--reference", truth)
+    run(*common)
+    paired = read(tmp_path / "images_evaluation")[0]
+    run(*common, "--unpaired")
+    unpaired = read(tmp_path / "images_evaluation_unpaired")[0]
+    assert paired["metrics"][0]["pair_list"] != unpaired["metrics"][0]["pair_list"]
+    run(*common, "--unpaired", "--out", tmp_path / "images_evaluation")
+    left = {path.name for path in (tmp_path / "images_evaluation/paper").iterdir()}
+    assert left == {"metrics.json", "metrics.md", "tensorboard"}
+
+
+def test_what_cannot_be_had_has_its_reason(tmp_path, run):
+    """Pictures too small for SSIM, no garment in any mask; hidden files and folders are no pictures."""
+    for name in ("images", "masks"):
+        (tmp_path / name / "c.png").mkdir(parents=True)
+        (tmp_path / name / "._a.png").write_bytes(b"no picture")
+        for key in "ab":
+            Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(tmp_path / name / f"{key}.png")
+    common = ("--images", tmp_path / "images", "--reference", tmp_path / "images", "--protocol", "paper", "hrviton")
+    run(*common, "--masks", tmp_path / "masks", "--out", tmp_path / "out")
+    small, (document, values) = read(tmp_path / "out")[0]["left_out"], read(tmp_path / "out", "hrviton")
+    for name in ("ssim", "lpips_alex"):
+        assert "the pictures have 10" in small[name] and small[f"{name}_region"] == small[name]
+    assert values.keys() == {"lpips_alex_128x128", *FRECHET} and values["frechet_vgg16"] >= 0
+    assert document["left_out"]["lpips_alex_128x128_region"].startswith("the region is empty in all pictures")
+    assert "window" in document["left_out"]["ssim_region"]
+    assert "frechet_vgg16 is far too large" in (tmp_path / "out/hrviton/metrics.md").read_text()
+
+
+def test_titles_keep_both_ends():
+    assert shortened("person_1", " 0.123", 144) == "person_1 0.123"
+    short = shortened("person_0123456789_garment_0123456789", " 0.123", 144)
+    assert short.startswith("person_") and short.endswith("789 0.123") and "..." in short
+
+
 def test_photographs_that_lie_on_their_side(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -200,7 +238,7 @@ def test_sizes_of_protocols(tmp_path, truth, run):
         Image.open(path).resize((64, 64), Image.Resampling.BICUBIC).save(large / path.name)
     run("--images", truth, "--reference", large, "--protocol", "hrviton", "--out", tmp_path / "out")
     assert 0.9 < read(tmp_path / "out", "hrviton")[1]["ssim"] < 1
-    with pytest.raises(ValueError, match="32x32 pixels, the pictures are compared at 512x384, of other proportions"):
+    with pytest.raises(ValueError, match="32x32 pixels, --protocol ladi compares at 512x384, of other proportions"):
         run("--images", truth, "--reference", truth, "--protocol", "ladi", "--out", tmp_path / "out")
     assert {name: protocol.grey for name, protocol in PROTOCOLS.items()} == {
         "paper": False, "catvton": False, "hrviton": True, "ladi": False,

@@ -70,6 +70,21 @@ def test_pictures(tmp_path, truth, images, refusal):  # noqa: F811
     assert refusal(*common).startswith(f"{last}: not a readable image")
 
 
+def test_references(tmp_path, truth, images, refusal):  # noqa: F811
+    other = shutil.copytree(truth, tmp_path / "truth")
+    *_, last = sorted(other.iterdir())
+    Image.fromarray(WHITE[:16, :16]).save(last)
+    told = refusal("--images", images, "--reference", other)
+    assert told == f"{last}: 16x16 pixels, the others have 32x32; make all of one size"
+
+
+def test_a_name_that_is_no_utf8(images, truth, refusal):  # noqa: F811
+    first, *_ = images.iterdir()
+    shutil.copy(first, images / "bad\udcff.png")
+    told = refusal("--images", images, "--reference", truth, "--unpaired")
+    assert told == f"--images {images}: the name 'bad\\udcff.png' is no UTF-8; rename the file"
+
+
 def test_masks_of_other_proportions(tmp_path, truth, images, refusal):  # noqa: F811
     masks = shutil.copytree(truth, tmp_path / "masks")
     *_, last = sorted(masks.iterdir())
@@ -123,3 +138,20 @@ def test_runs(tmp_path, shards, refusal):
     assert "data.val_shards names no held-out pairs" in refusal(stage)
     assert "is the folder of what draws" in refusal(stage, "--shards", shards, "--out", stage)
     assert not list(Path(stage).glob("pictures"))
+    nowhere = tmp_path / "nowhere"
+    for words, said in (
+        (("--masks", nowhere), f"--masks {nowhere}: no such folder"),
+        (("--inception-weights", nowhere), f"--inception-weights {nowhere}: cannot be read"),
+        (("--protocol", "ladi"), "32x32 pixels, --protocol ladi compares at 512x384, of other proportions"),
+    ):
+        assert said in refusal(stage, "--shards", shards, "--out", tmp_path / "out", *words)
+    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*")), "nothing was drawn first"
+
+
+def test_a_run_that_has_trained_on(tmp_path, shards, refusal, monkeypatch):
+    words = ("--shards", shards, "--pairs", "2", "--out", tmp_path / "out", "sampler.num_steps=1")
+    stages = [write_stage(tmp_path / name / "base_unet", 32, seed=seed) for seed, name in enumerate("ab")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, (stages[0], *words))])
+    evaluate.main()
+    told = refusal(stages[1], *words)
+    assert "the weights are others: has training gone on?; choose another --out, or replace" in told

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runs import Script, words
 from training.config import load_config, save_config
 from training.history import Curve, Run, named_apart, smoothed
 
@@ -81,6 +82,7 @@ def test_starts_stops_and_what_was_trained_again(tmp_path):
         "changed since this run was last started: a from 1 to 2",
     ]
     log += ["runs/a: continuing at step 25 of 90 steps", "runs/a: continuing at step 25 of 90 steps"]
+    log += ["step 30  samples 120  loss 1", "error: why", "runs/a: continuing at step 25 of 90 steps"]
     events = Run(folder(tmp_path / "run", [line(1)], log)).events
     assert [(event.text.split(":")[0][:34], event.times, event.bad) for event in events] == [
         ("runs/a", 1, False),
@@ -91,6 +93,9 @@ def test_starts_stops_and_what_was_trained_again(tmp_path):
         ("changed since this run was last st", 1, False),
         ("runs/a", 1, False),
         ("the start before ended without a w", 1, True),
+        ("runs/a", 1, False),
+        ("error", 1, True),
+        ("steps 26 to 30 were trained again", 1, True),
         ("runs/a", 1, False),
     ]
     assert events[2].text.endswith("after step 20; steps 16 to 20 were trained again")
@@ -105,6 +110,10 @@ def test_how_a_run_stands(tmp_path):
     (path / "logs/host").mkdir(parents=True)
     (path / "logs/host/rank_0.json").write_text("{}")
     assert Run(path).state == "running"
+    (path / "logs/host/rank_0.json").write_text('{"phase": "ended"}\n')
+    assert Run(path).state == "ended without a word"
+    (path / "training.log").write_text("2026-01-02 03:04:05,678 error: why\n")
+    assert Run(path).state == "ended (error: why)" and Run(path).events[-1].bad
     for name, state in (
         ("REQUEUE", "stopped, to be continued (why)"),
         ("FAILED", "given up (why)"),
@@ -112,6 +121,17 @@ def test_how_a_run_stands(tmp_path):
     ):
         (path / name).write_text('{"reason": "why"}')
         assert Run(path).state == state
+
+
+def test_the_error_that_ends_a_run_is_its_last_word(shards, tmp_path):
+    script = Script(
+        tmp_path, "train_single.py", words(shards, tmp_path / "run", optim__lr=1e30, train__max_nonfinite=1)
+    )
+    assert script.wait() == 1
+    error = script.text.strip().splitlines()[-1]
+    run = Run(tmp_path / "run")
+    assert run.events[-1].text == error and error.startswith("error: the gradient was not finite")
+    assert run.state.startswith("ended (error: the gradient was not finite") and len(run.state) < 200
 
 
 def test_folders_that_are_no_runs(tmp_path):

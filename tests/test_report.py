@@ -40,6 +40,10 @@ def runs(shards, tmp_path_factory) -> list[Path]:
     return [one, two]
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
 def data(page: str) -> dict:
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
@@ -72,8 +76,14 @@ def test_two_runs_in_one_page(runs, tmp_path):
 
 def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     browser = shutil.which("chromium") or pytest.skip("no chromium here")
-    report(runs, tmp_path / "report.html")
+    diverged = tmp_path / "diverged"
+    shutil.copytree(runs[0], diverged)
+    lines = [json.loads(line) for line in (diverged / "stats.jsonl").read_text().splitlines()]
+    lines = [line | ({"loss": 2e9, "skipped": 7} if "loss" in line else {}) for line in lines]
+    (diverged / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report([*runs, diverged], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
+    assert "skipped, for they were not finite</th><td>–</td><td>–</td><td>7</td>" in page
     curves = sum(len(chart["series"]) * (1 + ("raw" in chart["series"][0])) for chart in data(page)["charts"])
     (tmp_path / "seen.html").write_text(page.replace("</body>", f"<script>{CLICKS}</script></body>"))
     asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
@@ -82,6 +92,7 @@ def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     assert len(views) == 4 and len(set(views)) == 4 and curves > 20
     for number, view in enumerate(views):
         drawn = re.findall(r'<path class="[^"]+"[^>]* d="M[^"]*L[^"]*"', view)
+        assert ("axis cut: diverged reaches 2 G<" in view) == (number < 3), "logarithmic axes show all"
         assert "NaN" not in view and (len(drawn) == curves or (number == 3 and drawn)), number
 
 
@@ -89,6 +100,7 @@ def test_runs_that_tell_little_are_said_in_a_line_each(runs, tmp_path, capsys, m
     broken, empty = tmp_path / "broken", tmp_path / "empty"
     shutil.copytree(runs[0], broken)
     empty.mkdir()
+    (empty / "stats.jsonl").touch()
     (broken / "config.yaml").write_bytes(b"\xff\x00")
     (broken / "previews/preview_00000002.png").write_bytes(b"no picture")
     (broken / "a&b").mkdir()
@@ -123,6 +135,9 @@ def test_losses_of_other_quantities_are_said_not_to_compare(runs, tmp_path):
     [
         (["none"], "none: no such run folder"),
         (["empty"], "no step is told in .*; name runs that have trained"),
+        (["shards"], "shards: no run folder, for it has no stats.jsonl"),
+        (["run", "--out", "run/stats.jsonl"], "stats.jsonl: lies in the run folder .*/run, which is left as it is"),
+        (["run", "--out", "notes.txt"], "notes.txt: there is a file that is no such page; name another one"),
         (["run", "empty/../run"], "run: named twice"),
         (["run", "--out", "no/where.html"], "where.html: cannot be written .*; name another file"),
         (["run", "--out", "empty"], "empty: cannot be written .*; name another file"),
@@ -133,12 +148,16 @@ def test_refusals_leave_everything_as_it_was_and_come_before_the_work(runs, tmp_
     monkeypatch.setattr("training.report.works", lambda runs: pytest.fail("FLOP are counted already"))
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "report.html").write_text("an older page")
+    shutil.copy(runs[0] / "config.yaml", tmp_path / "empty")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/train-000000.tar").touch()
+    (tmp_path / "report.html").write_text("<!doctype html>an older page")
+    (tmp_path / "notes.txt").write_text("notes")
     out = tmp_path / (names.pop() if "--out" in names else "report.html")
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
     with pytest.raises(ValueError, match=said):
         report([tmp_path / name for name in names if name != "--out"], out)
-    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "report.html").read_text() == "an older page"
+    assert contents(tmp_path) == before
 
 
 def test_long_curves_are_thinned_and_many_pictures_are_chosen_from(runs, tmp_path):

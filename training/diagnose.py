@@ -49,7 +49,7 @@ def diagnose(
     _write(out, title, facts, verdicts, pictures)
     if lr := learning.advised(facts.sweep):
         print(f"optim.lr={lr:.1e} is the smallest that learns nearly as fast as the best")
-    print(f"\n{title}\n\n{page.told(verdicts)}\n{out / 'diagnosis.md'} has the numbers")
+    print(f"\n{title}\n\n{page.told(facts, verdicts)}\n{out / 'diagnosis.md'} has the numbers")
     return verdicts
 
 
@@ -105,7 +105,7 @@ def measure(
         print(f"learning one batch of {size} in {steps} steps")
         overfit = learning.overfit(subject, first[0], steps, objective)
     if steps and lr_sweep:
-        print(f"{len(learning.SWEEP)} learning rates, {steps} steps each")
+        print(f"{len(learning.SWEEP)} learning rates or more, {steps} steps each")
         sweep = learning.sweep(subject, list(read(fed, steps * size, size)), objective)
     facts = Facts(
         step=state.step, num_steps=config.train.num_steps, global_batch=config.train.global_batch,
@@ -156,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--num", type=int, default=64, help="samples that are looked at [64]")
     result.add_argument("--batch", type=int, default=8, help="of them at a time, and samples of one batch [8]")
     result.add_argument("--steps", type=int, default=60, help="of learning one batch; 0: leave that out [60]")
-    result.add_argument("--lr-sweep", action="store_true", help="try learning rates from 1/100 to 300 times the run's")
+    result.add_argument(
+        "--lr-sweep", action="store_true", help="try ten learning rates from 1/100 to 300 times the run's"
+    )
     result.add_argument("--out", type=Path, metavar="DIR", help="[RUN/diagnosis]")
     return result
 

@@ -30,6 +30,11 @@ from training.lpips_weights import load_lpips
 exactly = partial(torch.backends.cudnn.flags, enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
 
 
+def lpips_name(net: str, size: tuple[int, int] | None) -> str:
+    """What LPIPS is called, of pictures that are resized to this (height, width) for it."""
+    return f"lpips_{net}" if size is None else f"lpips_{net}_{size[0]}x{size[1]}"
+
+
 class Likeness(NamedTuple):
     """Measures of pairs of pictures.
 
@@ -41,6 +46,7 @@ class Likeness(NamedTuple):
     lpips_size: tuple[int, int] | None = None  # (height, width), by Pillow's bilinear filter
     grey: bool = False  # SSIM of the grey pictures, as Pillow makes them
     device: torch.device | str = "cpu"
+    ssim: bool = True  # False for pictures that are smaller than its window
 
     @torch.no_grad()
     @exactly()
@@ -51,7 +57,7 @@ class Likeness(NamedTuple):
 
         The mean within an empty mask is NaN.  Raises ValueError for images that are too small for a measure.
         """
-        found = self._ssim(images, truth, masks)
+        found = self._ssim(images, truth, masks) if self.ssim else {}
         if self.lpips is not None:
             found |= self._lpips(images, truth, masks)
         return {name: value.double().cpu().numpy() for name, value in found.items()}
@@ -68,9 +74,7 @@ class Likeness(NamedTuple):
     def _lpips(
         self, images: Sequence[np.ndarray], truth: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None
     ) -> dict[str, Tensor]:
-        name, size = f"lpips_{self.lpips.net}", self.lpips_size
-        if size is not None:
-            name += f"_{size[0]}x{size[1]}"
+        name, size = lpips_name(self.lpips.net, self.lpips_size), self.lpips_size
         a, b = (2 * self._stacked(each, size) - 1 for each in (images, truth))
         found = {name: self.lpips(a, b)}
         if masks is not None:

@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from training.config import Config, flat, read_config
 
+TOLD = 160  # characters of an error beside others; the events have all of it
 ALIVE_S = 120  # since a rank last told that it lives
 SMOOTH, SMOOTH_LINES = 0.02, 5  # the length of the average over a loss: of the run's samples, and lines at least
 LAST = 0.1  # of a run's lines: what is meant by its end
@@ -111,7 +113,7 @@ class Run:
         if any(phase != "ended" for phase in phases):
             return "running"
         if self.events and self.events[-1].text.startswith(LAST_WORDS):
-            return f"ended ({self.events[-1].text})"
+            return f"ended ({shorten(self.events[-1].text, TOLD, placeholder=' ...')})"
         return "ended without a word" if self.lines else "no step yet"
 
     @property

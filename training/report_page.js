@@ -38,6 +38,17 @@ function ticks(low, high, log, most) {
   return all;
 }
 
+// Where the y axis ends, if some runs have left the others so far behind that it would show them alone; else Infinity.
+// A line's usual height: its first value, or 90 % of its values lie below.
+function cutAt(lines) {
+  const usual = lines.map(({ points }) => {
+    const values = points.map((point) => point[1]), sorted = [...values].sort((a, b) => a - b);
+    return Math.max(values[0], sorted[Math.floor(0.9 * (sorted.length - 1))]);
+  });
+  const low = Math.min(...usual), high = Math.max(...lines.flatMap((line) => line.points.map((point) => point[1])));
+  return low > 0 && high > 10 * low ? 1.5 * low : Infinity;
+}
+
 // A function from values to pixels, with the ends of what it shows.
 function scale(values, from, to, log, margin) {
   let low = Math.min(...values), high = Math.max(...values);
@@ -82,7 +93,8 @@ function draw(chart, box, state) {
   }
   const logX = state.logx && !chart.own, all = lines.flatMap((line) => line.points);
   const x = scale(all.map((point) => point[0]), LEFT, width - RIGHT, logX, 0.01);
-  const y = scale(all.map((point) => point[1]), HEIGHT - BOTTOM, TOP, state.logy, 0.06);
+  const cut = chart.cuts && !state.logy ? cutAt(lines) : Infinity, height = all.map((point) => Math.min(point[1], cut));
+  const y = scale(height, HEIGHT - BOTTOM, TOP, state.logy, cut < Infinity ? 0 : 0.06);
   for (const value of ticks(y.low, y.high, state.logy, 5)) {
     element("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }, svg);
     element("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, svg, shown(value));
@@ -90,6 +102,10 @@ function draw(chart, box, state) {
   for (const value of ticks(x.low, x.high, logX, Math.max(3, Math.floor(width / 80))))
     element("text", { x: x(value), y: HEIGHT - BOTTOM + 17, "text-anchor": "middle" }, svg, shown(value));
   element("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, svg, TITLES[chart.own || state.x]);
+  const beyond = lines.map((line) => [data.runs[line.run], Math.max(...line.points.map((point) => point[1]))])
+    .filter(([, top]) => top > cut).map(([name, top]) => `${name} reaches ${shown(top)}`);
+  if (beyond.length)
+    element("text", { class: "cut", x: width - RIGHT - 4, y: TOP + 8, "text-anchor": "end" }, svg, `axis cut: ${beyond.join(", ")}`);
   const clip = `clip${chart.number}`;
   element("rect", { x: LEFT, y: TOP - 4, width: width - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 8 },
     element("clipPath", { id: clip }, svg));
@@ -100,7 +116,7 @@ function draw(chart, box, state) {
     const style = { class: `c${line.run % 8}`, "stroke-dasharray": DASH[Math.floor(line.run / 8) % 3] };
     element("path", { ...style, d: path(line.points) }, inside);
     if (line.points.length <= 12)
-      for (const [a, b] of line.points) element("circle", { class: style.class, cx: x(a), cy: y(b), r: 3.5 }, svg);
+      for (const [a, b] of line.points.filter((point) => point[1] <= cut)) element("circle", { class: style.class, cx: x(a), cy: y(b), r: 3.5 }, svg);
   }
   const cross = element("line", { class: "cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }, svg);
   svg.onpointermove = (event) => {

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,17 +57,23 @@ def page(runs: Sequence[Run], works: Sequence[Work | None]) -> str:
 
 
 def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the script draws: title, unit, note and a series for each run that has one.  None stands for no number."""
-    result = [_chart("Training loss", runs, lambda run: run.curve("loss"), "smoothed; pale: as logged", smooth=True)]
+    """What the script draws: title, note, whether a run that diverged is cut off, and a series for each run that has
+    one.  None stands for no number."""
+    result = [
+        _chart("Training loss", runs, lambda run: run.curve("loss"), "smoothed; pale: as logged", True, cuts=True)
+    ]
     for name in _measured(runs):
         note = "held-out samples, fixed noise, averaged weights" if name == "validation/loss" else ""
-        result.append(_chart(_titled(name), runs, lambda run, name=name: run.measurements(name), note))
+        of = partial(Run.measurements, name=name)
+        result.append(_chart(_titled(name), runs, of, note, cuts=name == "validation/loss"))
     by_t = [
         {"run": i, "x": list(told), "y": _numbers(told.values())} for i, run in enumerate(runs) if (told := run.by_t())
     ]
     if by_t:
         note = "at the end of the run; t 0: clean, 1: noise"
-        result.append({"title": "Training loss by noise level t", "note": note, "own": "t", "series": by_t})
+        result.append(
+            {"title": "Training loss by noise level t", "note": note, "own": "t", "cuts": True, "series": by_t}
+        )
     for name, title, note, smooth in (
         ("grad_norm", "Gradient norm", "before clipping; smoothed", True),
         ("lr", "Learning rate", "", False),
@@ -74,12 +81,13 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         ("data_wait_share", "Waiting for data", "share of the time of rank 0; smoothed", True),
         ("memory_gib", "Memory", "GiB of rank 0", False),
     ):
-        result.append(_chart(title, runs, lambda run, name=name: run.curve(name), note, smooth))
+        of = partial(Run.curve, name=name)
+        result.append(_chart(title, runs, of, note, smooth, cuts=name == "grad_norm"))
     return [chart for chart in result if chart["series"]]
 
 
 def _chart(
-    title: str, runs: Sequence[Run], of: Callable[[Run], Curve], note: str, smooth: bool = False
+    title: str, runs: Sequence[Run], of: Callable[[Run], Curve], note: str, smooth: bool = False, cuts: bool = False
 ) -> dict[str, Any]:
     series = []
     for i, run in enumerate(runs):
@@ -93,7 +101,7 @@ def _chart(
         if smooth:
             told["raw"], told["y"] = told["y"], _numbers(smoothed(curve).values[shown])
         series.append(told)
-    return {"title": title, "note": note, "series": series}
+    return {"title": title, "note": note, "cuts": cuts, "series": series}
 
 
 def _measured(runs: Sequence[Run]) -> list[str]:

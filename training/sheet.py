@@ -8,6 +8,7 @@ from data.schema import Sample
 
 GAP = 4
 HEADING = 22
+TITLE = 12  # pixels of its letters
 PAPER = (255, 255, 255)
 
 
@@ -48,12 +49,21 @@ def scaled(image: np.ndarray, height: int) -> np.ndarray:
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
 
 
+def shortened(name: str, rest: str, width: int) -> str:
+    """A title of this many pixels: the name, shortened in its middle where it must be, and the rest."""
+    font, title, num = ImageFont.load_default(TITLE), name + rest, len(name)
+    while font.getlength(title) > width and num > 2:
+        num -= 1
+        title = f"{name[: (num + 1) // 2]}...{name[-(num // 2) :]}{rest}"
+    return title
+
+
 def grid(rows: list[list[np.ndarray]], titles: list[str]) -> np.ndarray:
     """Pictures of one size in rows, under the titles of their columns."""
     height, width = rows[0][0].shape[:2]
     sheet = Image.new("RGB", (len(titles) * (width + GAP) + GAP, HEADING + len(rows) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
+    font = ImageFont.load_default(TITLE)
     for column, title in enumerate(titles):
         draw.text((GAP + column * (width + GAP) + width / 2, HEADING / 2), title, fill="black", anchor="mm", font=font)
     for i, row in enumerate(rows):

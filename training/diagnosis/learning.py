@@ -1,6 +1,7 @@
 """How fast a fresh network of the run's config learns, at the run's learning rate and at others."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from training.fit import needs_memory
 TAIL = 0.1  # of the steps: their mean is what a trial comes to
 SWEEP = tuple(10 ** (k / 2) for k in range(-4, 6))  # times the run's learning rate
 OTHERS = (0.1, 10.0, 100.0)
+FURTHER = 5  # steps of 10 that a search goes on where its best lies at the edge
+STILL = 1e-3  # of the loss: who loses less, and gains no more, has not moved
 NEARLY = 0.9  # of the best trial's fall
 ENOUGH = 0.5  # of the loss: who learns so much of one batch is not asked about other learning rates
 
@@ -56,13 +59,32 @@ def overfit(subject: Subject, batch: Batch, num_steps: int, objective: Objective
     lr = subject.config.optim.lr
     trials = [trial(subject, lr, [batch] * num_steps, objective)]
     if trials[0].fall is None or trials[0].fall < ENOUGH:
-        trials += [trial(subject, lr * factor, [batch] * num_steps, objective) for factor in OTHERS]
-    return sorted(trials, key=lambda each: each.lr)
+        others = (lr * factor for factor in OTHERS)
+        trials = search(trials, others, lambda other: trial(subject, other, [batch] * num_steps, objective))
+    return trials
 
 
 def sweep(subject: Subject, batches: list[Batch], objective: Objective) -> list[Trial]:
     """The first batches of the training stream, the same ones at every learning rate."""
-    return [trial(subject, subject.config.optim.lr * factor, batches, objective) for factor in SWEEP]
+    rates = (subject.config.optim.lr * factor for factor in SWEEP)
+    return search([], rates, lambda lr: trial(subject, lr, batches, objective))
+
+
+def search(trials: list[Trial], rates: Iterable[float], tried: Callable[[float], Trial]) -> list[Trial]:
+    """These trials and those of other rates; then, as far as FURTHER, beyond the edge at which the best of them lies:
+    below the lowest where all diverge, above the highest where not even that moves.  By learning rate."""
+    trials = sorted([*trials, *map(tried, rates)], key=lambda each: each.lr)
+    for _ in range(FURTHER):
+        low, high, top = trials[0], trials[-1], best(trials)
+        if top is None:
+            top = high if high.fall is not None and high.fall > -STILL else low
+        if top is low:
+            trials.insert(0, tried(low.lr / 10))
+        elif top is high:
+            trials.append(tried(high.lr * 10))
+        else:
+            break
+    return trials
 
 
 def best(trials: list[Trial]) -> Trial | None:

@@ -10,7 +10,7 @@ from model.diffusion import Net, to_uint8
 from training.diagnosis.answers import SHOWN, predicted, replaced
 from training.diagnosis.learning import Trial, advised
 from training.diagnosis.subject import Subject
-from training.diagnosis.verdicts import Facts, Verdict
+from training.diagnosis.verdicts import Facts, Verdict, unseen
 from training.meter import T_BINS
 from training.sheet import grid, scaled
 
@@ -19,25 +19,35 @@ HEIGHT = 128  # pixels of a picture
 COLUMNS = {"garment swapped": "other garment", "garment gone": "no garment", "person pose swapped": "other pose"}
 
 
-def told(verdicts: list[Verdict]) -> str:
-    """The verdicts in lines."""
-    if not verdicts:
-        return "Nothing speaks against this run.\n"
-    return "\n".join(
+def told(facts: Facts, verdicts: list[Verdict]) -> str:
+    """The verdicts in lines, and what was not looked at."""
+    parts = [
         f"{verdict.kind.upper()} {verdict.name}: {verdict.finding}\n    because: {verdict.evidence}\n"
         f"    remedy:  {verdict.remedy}\n"
         for verdict in verdicts
-    )
+    ] or [f"{_nothing(facts)}\n"]
+    if missing := unseen(facts):
+        parts.append("Not looked at:\n" + "".join(f"    {line}\n" for line in missing))
+    return "\n".join(parts)
 
 
 def markdown(title: str, facts: Facts, verdicts: list[Verdict]) -> str:
-    parts = [f"# {title}", _verdicts(verdicts), _data(facts), _losses(facts), _changes(facts), _trials(facts)]
-    return "\n\n".join(part for part in [*parts, _blocks(facts)] if part) + "\n"
+    parts = [f"# {title}", _verdicts(facts, verdicts), _unseen(facts), _data(facts), _losses(facts), _changes(facts)]
+    return "\n\n".join(part for part in [*parts, _trials(facts), _blocks(facts)] if part) + "\n"
 
 
-def _verdicts(verdicts: list[Verdict]) -> str:
+def _nothing(facts: Facts) -> str:
+    return f"Nothing{' of what was looked at' if unseen(facts) else ''} speaks against this run."
+
+
+def _unseen(facts: Facts) -> str:
+    lines = "".join(f"\n- {line}" for line in unseen(facts))
+    return f"## Not looked at\n{lines}" if lines else ""
+
+
+def _verdicts(facts: Facts, verdicts: list[Verdict]) -> str:
     if not verdicts:
-        return "Nothing speaks against this run."
+        return _nothing(facts)
     return "\n".join(
         f"- **{verdict.kind} `{verdict.name}`: {verdict.finding}.**  Because {verdict.evidence}.  "
         f"*Remedy: {verdict.remedy}.*"

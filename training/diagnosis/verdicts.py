@@ -12,12 +12,14 @@ from typing import Any, Literal
 from training.diagnosis.answers import Change, Losses
 from training.diagnosis.curve import Curve
 from training.diagnosis.learning import Trial, advised, best
-from training.diagnosis.pairs import Pairs
+from training.diagnosis.pairs import LEAST, Pairs
 from training.diagnosis.weights import Block, whole_parts
 
 SHUFFLED, DOUBTFUL = 0.35, 0.22  # place of the own garment; 0.02 on drawn people, 0.13 on photographs, 0.5 by chance
 YOUNG = 10  # steps before which nothing is said of the weights
 FROZEN = 1e-3  # of the median block's movement
+ROUNDED = 2**-24  # of a weight: what changes it by less leaves it as it is in fp32
+LINES = 50  # of the curve, before which nothing is said of its end
 HARDLY = 0.1  # of the best trial's fall
 AHEAD = 1.2  # how many times a loss is larger than another where that means something
 SKIPPED = 0.01  # of the steps
@@ -101,7 +103,7 @@ def _of_weights(facts: Facts) -> Iterator[Verdict]:
             "raise optim.lr, lower optim.warmup_steps; where steps were skipped, engine.precision=fp32",
         )  # fmt: skip
         return
-    frozen = [block for block in facts.blocks if block.moved <= FROZEN * typical]
+    frozen = [block for block in facts.blocks if block.moved <= FROZEN * typical and _tells(typical)]
     if frozen:
         names = whole_parts([block.name for block in frozen], facts.blocks)
         reached = median(block.gradient for block in frozen)
@@ -115,13 +117,20 @@ def _of_weights(facts: Facts) -> Iterator[Verdict]:
             "remove what freezes or detaches it in the code (requires_grad, detach, no_grad; RUN/code has the code of "
             "each start), and train anew",
         )  # fmt: skip
-    silent = [block.name for block in facts.blocks if not block.gradient and block not in frozen]
+    silent = [block for block in facts.blocks if not block.gradient and block not in frozen]
     if silent:
+        names = whole_parts([block.name for block in silent], facts.blocks)
+        before = ", though the weights have moved before" if all(block.moved for block in silent) else ""
         yield Verdict(
-            "no_gradient", "warning", f"no gradient reaches {' and '.join(whole_parts(silent, facts.blocks))}",
-            "its norm is 0 on the samples that were looked at, though the weights have moved before",
+            "no_gradient", "warning", f"no gradient reaches {' and '.join(names)}",
+            f"its norm is 0 on the samples that were looked at{before}",
             "look at the values that these blocks are given: an overflow in fp16, or inputs that are all alike",
         )  # fmt: skip
+
+
+def _tells(typical: float) -> bool:
+    """Whether a block that moved FROZEN times as far as the median one can be told from one that is rounded back."""
+    return FROZEN * typical > ROUNDED
 
 
 def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
@@ -135,24 +144,29 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
     own = next((each for each in facts.overfit if each.lr == facts.lr), None)
     if own is None:
         return
-    if (top := best(facts.overfit)) is None:
+    others = [each for each in facts.sweep if each.lr != own.lr]
+    one_batch = best(facts.overfit)
+    if (top := one_batch or best(others)) is None:
         yield Verdict(
-            "cannot_overfit", "fault", "the network cannot learn even one batch, at any learning rate",
+            "cannot_overfit", "fault", "the network cannot learn even one batch, at any learning rate that was tried",
             f"the loss of one batch does not fall at {', '.join(f'{each.lr:.0e}' for each in facts.overfit)}",
             "engine.precision=fp32; look at data.png; compare RUN/code with the project's code",
         )  # fmt: skip
         return
     fell = "is not finite" if own.fall is None else f"falls by {own.fall:.0%}"
-    told = f"at optim.lr={own.lr:.1e} the loss of one batch {fell}, at {top.lr:.1e} by {top.fall:.0%}"
+    that = "" if one_batch else "that of training samples falls "
+    told = f"at optim.lr={own.lr:.1e} the loss of one batch {fell}, at {top.lr:.1e} {that}by {top.fall:.0%}"
     if own.fall is not None and own.fall >= HARDLY * top.fall:
         return
     low = top.lr > own.lr
     advice = (advised(trials) for trials in (facts.sweep, facts.overfit))  # which one batch may contradict
     wanted = next((lr for lr in advice if lr and (lr > own.lr if low else lr < own.lr)), top.lr)
+    tried = [each.lr for each in (*facts.overfit, *facts.sweep)]
+    edge = " at least" if wanted == max(tried) else " at most" if wanted == min(tried) else ""
     yield Verdict(
         "low_learning_rate" if low else "high_learning_rate", "fault",
         f"the learning rate is {'much too low' if low else 'too high'}", told,
-        f"optim.lr={wanted:.0e}; --lr-sweep looks for the best one",
+        f"optim.lr={wanted:.0e}{edge}; --lr-sweep looks for the best one",
     )  # fmt: skip
 
 
@@ -163,7 +177,7 @@ def _of_curve(facts: Facts) -> Iterator[Verdict]:
             "skipped_steps", "warning", "many steps are skipped, for their gradient is not finite",
             f"{facts.skipped} of {facts.step}", "engine.precision=bf16 or fp32, or a lower optim.lr",
         )  # fmt: skip
-    if curve.last is not None and curve.last > AHEAD * curve.best and curve.lines >= 50:
+    if curve.last is not None and curve.last > AHEAD * curve.best and curve.lines >= LINES:
         yield Verdict(
             "rising_loss", "warning", "the training loss has risen again",
             f"its best tenth has {curve.best:.4f}, its last one {curve.last:.4f}",
@@ -206,5 +220,25 @@ def _of_answers(facts: Facts) -> Iterator[Verdict]:
         )  # fmt: skip
 
 
+def unseen(facts: Facts) -> list[str]:
+    """What was not judged, and what that needs."""
+    told = []
+    if facts.pairs is not None and facts.pairs.place is None:
+        told.append(f"do garments and persons belong together: needs --num {LEAST} or more, of garments that differ")
+    if facts.step < YOUNG:
+        told.append(f"has every block trained: needs a checkpoint of step {YOUNG} or later")
+    elif any(block.moved for block in facts.blocks) and not _tells(median(block.moved for block in facts.blocks)):
+        told.append("has every block trained: needs weights that have moved further; more steps, or a higher optim.lr")
+    if not facts.overfit:
+        told.append("can it learn one batch, and is the learning rate right: needs --steps 60")
+    if facts.curve.lines < LINES:
+        told.append(f"has the training loss risen again: needs {LINES} lines in stats.jsonl, not {facts.curve.lines}")
+    if "model on held-out samples" not in facts.losses:
+        told.append("does it learn its samples by heart: needs data.val_shards")
+    return told
+
+
 def as_values(facts: Facts, verdicts: list[Verdict]) -> dict[str, Any]:
-    return {"verdicts": [asdict(verdict) for verdict in verdicts], "facts": asdict(facts)}
+    return {
+        "verdicts": [asdict(verdict) for verdict in verdicts], "not_looked_at": unseen(facts), "facts": asdict(facts)
+    }  # fmt: skip
