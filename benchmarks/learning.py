@@ -52,7 +52,7 @@ from training.lpips_weights import load_lpips
 from training.sheet import grid, scaled
 
 CONFIG = Path("configs/learning.yaml")
-NETWORKS = {  # the same number of parameters to half a percent
+NETWORKS = {  # the same number of parameters, to a percent
     "parallel_unet": [],
     "concat_unet": ["model.network=concat_unet", "model.num_blocks=[2, 2, 2]"],
 }
