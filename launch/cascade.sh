@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder='' configs=configs words=()
-parts="seed run data model diffusion sampler optim train ema engine distributed checkpoint log"
+parts="seed run data model diffusion sampler optim train ema engine distributed checkpoint log loss"
 while [ $# -gt 0 ]; do
   case $1 in
     --configs) configs=${2:?--configs needs a folder} && shift ;;
