@@ -276,7 +276,7 @@ def test_inspect_shows_every_column(tmp_path, capsys):
     assert inspect.main([str(tmp_path / "a"), "--num", "5", "--out", str(picture)]) == 0
     sheet = np.asarray(Image.open(picture))
     assert sheet.shape == (inspect.BAR + 2 * (256 + inspect.BAR), 3 * 256, 3)
-    agnostic = sheet[inspect.BAR : inspect.BAR + 256, 256:512]
+    agnostic = sheet[2 * inspect.BAR : 2 * inspect.BAR + 256, 256:512]  # below the titles and its name
     undrawn = ShardedDataset(tmp_path / "a").read(0).clothing_agnostic.repeat(4, 0).repeat(4, 1)
     assert 0.005 < (agnostic != undrawn).any(-1).mean() < 0.2, "the pose is drawn on it"
     capsys.readouterr()
