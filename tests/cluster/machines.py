@@ -164,6 +164,18 @@ def slow_network(host: str, rate: str) -> Iterator[None]:
         sh(*shape, "del", "dev", "eth0", "root")
 
 
+@contextmanager
+def cable_out(host: str) -> Iterator[None]:
+    """The host is cut off from the others.  Then its slurmd registers anew: slurmctld asks a node that it has declared
+    down once a minute."""
+    sh("ip", "-n", host, "link", "set", "eth0", "down")
+    try:
+        yield
+    finally:
+        sh("ip", "-n", host, "link", "set", "eth0", "up")
+        sh("pkill", "-HUP", "-F", f"{STATE}/slurmd-{host}.pid", check=False)
+
+
 def slurm_up() -> None:
     if sh("sinfo", "-h", check=False) and len(sh("pgrep", "-x", "slurmd", check=False).split()) >= len(HOSTS):
         wait_for_nodes()

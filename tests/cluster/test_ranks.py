@@ -75,13 +75,10 @@ def test_a_cut_cable_is_named_on_both_sides(nodes, faults):
     """Also the agent of the side that lost the rendezvous ends; torchrun alone waits for minutes."""
     processes, run_dir = nodes()
     began = wait_for_checkpoint(processes, run_dir)
-    machines.sh("ip", "-n", "nodeB", "link", "set", "eth0", "down")
-    try:
+    with machines.cable_out("nodeB"):
         texts = finished(processes[:1], 60)
         seconds = time.monotonic() - began
         texts += finished(processes[1:], 60)
-    finally:
-        machines.sh("ip", "-n", "nodeB", "link", "set", "eth0", "up")
     assert time.monotonic() - began < 50
     for host, text in zip(machines.HOSTS, texts, strict=True):
         assert f"[host {host}" in text and "the network between nodeA, nodeB is broken" in text
