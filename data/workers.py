@@ -49,9 +49,10 @@ def ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
     except BrokenProcessPool:
         raise WorkerDied(_end_of(processes)) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()
+        pool.shutdown(cancel_futures=True)  # and its thread ends: Python's own end stumbles over one that still does
+        for process in processes:
             process.join()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,12 +67,14 @@ def test_a_killed_worker_is_named():
         list(ordered(die_at_20, range(100), 2))
 
 
-def test_results_that_are_left_leave_no_process():
-    results = ordered(slow_square, range(10_000), 2)
-    next(results)
-    assert len(living_children()) == 2
-    results.close()
-    assert not living_children()
+def test_results_that_are_left_leave_no_process_and_no_thread():
+    threads = set(threading.enumerate())
+    for _ in range(3):
+        results = ordered(abs, range(10_000), 2)
+        next(results)
+        assert len(living_children()) == 2
+        results.close()
+        assert not living_children() and set(threading.enumerate()) == threads
 
 
 SLOW = """
