@@ -4,9 +4,9 @@ Draws the held-out pairs of a run, or takes pictures of any model, and measures 
     python evaluate.py runs/cascade --protocol paper catvton
     python evaluate.py runs/cascade --unpaired --inception-weights pt_inception-2015-12-05-6726825d.pth
     python evaluate.py --images results --reference test/image --masks test/garment_mask
-Writes OUT/PROTOCOL/metrics.json, metrics.md, per_pair.csv and contact sheets of the worst, median and best pairs, and
-TensorBoard scalars, in the run where no --out is given.  The same command draws on where it ended.  docs/evaluation.md
-says what the numbers are.
+Writes OUT/PROTOCOL/metrics.json, metrics.md, per_pair.csv, contact sheets of the worst, median and best pairs, and
+TensorBoard scalars; OUT lies in the run where none is given.  The same command draws on where it ended.
+docs/evaluation.md says what the numbers are.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
         with agreed():
             device = pick_device(stages[0].config.engine.device if stages else args.device)
         how_measured = partial(plan, args, device)
-        source, made, out, board = open_drawn(args, stages, places, how_measured) if stages else open_folder(args)
+        source, made, out = open_drawn(args, stages, places, how_measured) if stages else open_folder(args)
         planned = how_measured(source)
         with agreed():
             for protocol in planned:
@@ -53,7 +53,7 @@ def main() -> None:
         for protocol, (repaint, measures) in planned.items():
             measured = measure(source, protocol, measures, args.batch, repaint)
             facts = made | {"repainted": protocol.repaint}
-            how = out / protocol.name, source, protocol, repaint, measured, facts, board
+            how = out / protocol.name, source, protocol, repaint, measured, facts
             say(f"{out / protocol.name}:\n{on_main(partial(tell, *how))}")
 
 
@@ -72,8 +72,8 @@ def check(args: argparse.Namespace, places: list[Path], overrides: list[str]) ->
 
 def open_drawn(
     args: argparse.Namespace, stages: list[Trained], places: list[Path], check: Callable[[Drawn], object]
-) -> tuple[Source, dict[str, Any], Path, Path | None]:
-    """(the pictures, what they were made with, where numbers go, the run's TensorBoard unless they go elsewhere)
+) -> tuple[Source, dict[str, Any], Path]:
+    """(the pictures, what they were made with, where numbers go)
 
     check: as in evaluation.drawing.
     """
@@ -84,11 +84,10 @@ def open_drawn(
     )  # fmt: skip
     check_out(out, places, stages, "evaluation")
     source, made = draw(stages, asked, out, check)
-    board = stages[-1].folder / "tensorboard"
-    return source, made, out, board if board.is_dir() and not args.out else None
+    return source, made, out
 
 
-def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path, Path | None]:
+def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path]:
     """The same of a folder of pictures."""
     unpaired = "_unpaired" if args.unpaired else ""
     out = args.out or args.images.with_name(f"{args.images.name}_evaluation{unpaired}")
@@ -97,7 +96,7 @@ def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path,
         taken = {Path(folder).resolve() for folder in (args.images, args.reference, args.masks or args.images)}
         if any((out / name).resolve() in taken for name in args.protocol):
             raise ValueError(f"--out {out}: sheets would lie among the pictures; name a folder of their own")
-    return source, {"images": str(args.images), "reference": args.reference}, out, None
+    return source, {"images": str(args.images), "reference": args.reference}, out
 
 
 def plan(args: argparse.Namespace, device: torch.device, source: Source) -> dict[Protocol, tuple[bool, Measures]]:

@@ -46,14 +46,11 @@ def facts_of(source: Source, protocol: Protocol, made: dict[str, Any]) -> dict[s
 
 
 def tell(
-    out: Path, source: Source, protocol: Protocol, repaint: bool, measured: Measured, made: dict[str, Any],
-    board: Path | None,
+    out: Path, source: Source, protocol: Protocol, repaint: bool, measured: Measured, made: dict[str, Any]
 ) -> str:  # fmt: skip
     """Writes all of it into a folder that is there, and returns the table.  To be called by one process.
 
-    repaint: as in evaluation.measuring; board: the folder for TensorBoard.
-
-    Raises ValueError where the disk does not take it.
+    repaint: as in evaluation.measuring.  Raises ValueError where the disk does not take it.
     """
     facts = facts_of(source, protocol, made)
     numbers = [
@@ -85,7 +82,7 @@ def tell(
         else:
             _remove(out / name)  # an earlier command's
     steps = [stage["step"] for stage in made.get("stages", {}).values() if stage["step"] is not None]
-    _board(board or out / "tensorboard", measured, facts, steps[-1] if steps else 0)
+    _board(out / "tensorboard", measured, facts, steps[-1] if steps else 0)
     return table
 
 
@@ -159,7 +156,7 @@ def _sheet(pictures: list[list[np.ndarray]], titles: list[tuple[str, float]]) ->
 
 def _board(folder: Path, measured: Measured, facts: dict[str, Any], step: int) -> None:
     try:
-        with SummaryWriter(str(folder), filename_suffix=".evaluation") as board:
+        with SummaryWriter(str(folder)) as board:
             for name, number in measured.numbers.items():
                 board.add_scalar(f"evaluation_{facts['protocol']}_{facts['pairing']}/{name}", number.value, step)
     except OSError as error:

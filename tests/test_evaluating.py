@@ -57,7 +57,7 @@ def test_small_images_are_told_of(tmp_path, shards, monkeypatch):
     evaluate.main()
     metrics = json.loads((tmp_path / "run/evaluation/paper/metrics.json").read_text())["metrics"]
     assert {each["step"] for each in metrics} == {"4"} and metrics[0]["ema"] == "decay 0.9"
-    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "run/evaluation/paper/tensorboard")).Reload()
     assert [each.step for each in events.Scalars("evaluation_paper_paired/ssim")] == [4]
 
 
