@@ -74,6 +74,29 @@ def test_two_runs_in_one_page(runs, tmp_path):
     assert "continuing at step 2 of 3 steps" in page and "1 x cpu" in page
 
 
+def test_evaluations_stand_side_by_side_and_say_what_does_not_compare(runs, tmp_path):
+    folders = [tmp_path / run.name for run in runs]
+    for run, folder, pairs in zip(runs, folders, ("a", "b"), strict=True):
+        shutil.copytree(run, folder)
+        facts = {"protocol": "paper", "pairing": "paired", "num": 7, "weights": "ema", "step": "3"}
+        metrics = [
+            {"name": "ssim", "value": 0.51234, "pair_list": pairs} | facts,
+            {"name": "lpips_alex", "value": 0.25, "pair_list": "a"} | facts,
+        ]
+        (folder / "evaluation/paper").mkdir(parents=True)
+        (folder / "evaluation/paper/metrics.json").write_text(json.dumps({"metrics": metrics}))
+        (folder / "evaluation/catvton").mkdir()
+        (folder / "evaluation/catvton/metrics.json").write_text('{"metrics": [{"name": "ss')
+    report(folders, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    table = page.split("<h2>Evaluations</h2>")[1].split("</section>")[0]
+    assert "<th>ssim, paired, as paper*</th>" + 2 * "<td>0.5123 (7 pictures, ema, step 3)</td>" in table
+    assert "<th>lpips_alex, paired, as paper</th><td>0.25 (7" in table and "do not compare" in table
+    assert "catvton" not in table
+    report(runs, tmp_path / "report.html")
+    assert "<h2>Evaluations</h2>" not in (tmp_path / "report.html").read_text()
+
+
 def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     browser = shutil.which("chromium") or pytest.skip("no chromium here")
     diverged = tmp_path / "diverged"

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from training.history import Curve, Run, smoothed
+from training.report_metrics import MARK, metric_rows
 from training.timeline import duration
 
 HERE = Path(__file__).parent
@@ -42,6 +43,10 @@ def page(runs: Sequence[Run], works: Sequence[Work | None]) -> str:
         text = "Training loss, smoothed, at the largest budget that all of these runs have spent."
         body.append(_section("At equal budgets", f"<p>{text}</p>" + _table(runs, budgets, "budget")))
     body.append('<div id="charts"></div>')
+    if metrics := metric_rows(runs):
+        marked = any(name.endswith(MARK) for name, _ in metrics)
+        text = f"<p>{MARK} of other pairs, or of pictures drawn otherwise: these do not compare.</p>" * marked
+        body.append(_section("Evaluations", text + _table(runs, metrics, "metric")))
     body += _pictures(runs)
     body.append(_section("Settings", _settings(runs)))
     body.append(_section("Events", "".join(_events(run, i) for i, run in enumerate(runs))))
