@@ -17,31 +17,37 @@ def ssim_maps(a: Tensor, b: Tensor) -> Tensor:
     """Local structural similarity, the mean over channels (Wang et al. 2004, Eq. 13).  -> (B, H, W)
 
     a, b (B, C, H, W) in [0, 1].  Windows are Gaussian; at the border images are mirrored, and `ssim` leaves these
-    pixels out.  Raises ValueError for images smaller than a window.
+    pixels out.  Pair by pair: of many channels at once, a CPU would need gigabytes.  Raises ValueError for images
+    smaller than a window.
     """
     if min(a.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM: images of {a.shape[-2]}x{a.shape[-1]} pixels; its window is {WINDOW} wide")
+    return torch.stack([_ssim_map(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """a, b (C, H, W).  -> (H, W)"""
     c1, c2 = 0.01**2, 0.03**2
-    num, channels = a.shape[:2]
-    both = torch.cat([a, b, a * a, b * b, a * b]).flatten(0, 1).unsqueeze(1)  # (5 B C, 1, H, W)
-    steps = torch.arange(WINDOW, dtype=both.dtype, device=both.device) - BORDER
+    planes = torch.cat([a, b, a * a, b * b, a * b])  # (5 C, H, W)
+    steps = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - BORDER
     line = torch.exp(-(steps**2) / (2 * SIGMA**2))
-    line = line / line.sum()
-    padded = F.pad(both, (BORDER,) * 4, mode="reflect")
-    means = F.conv2d(F.conv2d(padded, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-    mean_a, mean_b, aa, bb, ab = means.unflatten(0, (5, num, channels)).squeeze(3)
+    window = (line / line.sum()).expand(len(planes), 1, 1, WINDOW)
+    means = F.pad(planes, (BORDER,) * 4, mode="reflect")[None]
+    for each in (window.mT, window):  # down, then across
+        means = F.conv2d(means, each, groups=len(planes))
+    mean_a, mean_b, aa, bb, ab = means[0].unflatten(0, (5, len(a)))
     var_a, var_b = (aa - mean_a**2).clamp(min=0), (bb - mean_b**2).clamp(min=0)
     cov = ab - mean_a * mean_b
     found = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    return found.mean(1)
+    return found.mean(0)
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair, over all pixels whose window lies within the image.  -> (B,)
+def ssim(maps: Tensor) -> Tensor:
+    """Structural similarity of each pair from its map, over all pixels whose window lies within the image.  -> (B,)
 
     As scikit-image takes the mean, and torchmetrics did up to 1.4; 1.9 takes the mirrored border in.
     """
-    return mean_in(ssim_maps(a, b)[:, BORDER:-BORDER, BORDER:-BORDER], None)
+    return mean_in(maps[:, BORDER:-BORDER, BORDER:-BORDER], None)
 
 
 def mean_in(maps: Tensor, mask: Tensor | None) -> Tensor:

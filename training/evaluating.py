@@ -20,7 +20,7 @@ from data.mixture import Mixture
 from data.schema import Sample
 from model.diffusion import Net
 from model.lpips import LPIPS, SMALLEST
-from model.metrics import BORDER, WINDOW, mean_in, ssim_maps
+from model.metrics import WINDOW, mean_in, ssim, ssim_maps
 from training.config import Config
 from training.distributed import all_gather, num_ranks
 from training.held_out import own_preview
@@ -66,7 +66,7 @@ class Likeness(NamedTuple):
         self, images: Sequence[np.ndarray], truth: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None
     ) -> dict[str, Tensor]:
         maps = ssim_maps(*(self._stacked(each, grey=self.grey) for each in (images, truth)))
-        found = {"ssim": mean_in(maps[:, BORDER:-BORDER, BORDER:-BORDER], None)}
+        found = {"ssim": ssim(maps)}
         if masks is not None:  # which may reach to the edge of the picture
             found["ssim_region"] = mean_in(maps, self._mask(masks))
         return found
