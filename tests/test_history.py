@@ -159,6 +159,13 @@ def test_smoothing_starts_at_the_first_value_and_forgets():
     assert math.isnan(gap.values[0]) and gap.values[1:].tolist() == pytest.approx([4, 4])
 
 
+def test_a_run_that_went_on_is_smoothed_the_same_until_there():
+    samples = np.arange(100.0, 1_000_001, 100)
+    falling = Curve(samples, samples, 0.02 + (samples / 1000) ** -0.5)
+    short, whole = smoothed(Curve(*(each[:1000] for each in falling))), smoothed(falling)
+    assert whole.values[999] == short.values[-1] == pytest.approx(falling.values[999], rel=0.02)
+
+
 def test_the_loss_by_t_is_that_of_the_end(tmp_path):
     lines = [line(i, **{"loss_by_t/0.0": 5.0 if i < 20 else 1.0, "loss_by_t/0.9": 2.0}) for i in range(1, 21)]
     lines[-2].pop("loss_by_t/0.0")

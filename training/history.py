@@ -16,7 +16,7 @@ from training.config import Config, flat, read_config
 
 TOLD = 160  # characters of an error beside others; the events have all of it
 ALIVE_S = 120  # since a rank last told that it lives
-SMOOTH, SMOOTH_LINES = 0.02, 5  # the length of the average over a loss: of the run's samples, and lines at least
+SMOOTH, SMOOTH_LINES = 0.02, 5  # the length of the average over a loss: of the samples so far, and lines at least
 LAST = 0.1  # of a run's lines: what is meant by its end
 LOGGED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (.*)")
 STARTED = re.compile(r": (?:a new run of|(?:continuing|nothing is left to do) at step (\d+))")
@@ -174,10 +174,11 @@ class Run:
 
 
 def smoothed(curve: Curve) -> Curve:
-    """An exponential average, from the first value on."""
-    length = curve.samples[-1] * max(SMOOTH, SMOOTH_LINES / len(curve.samples)) if len(curve.samples) else 1
+    """An exponential average whose length grows with the run: what it says of a place does not depend on how far the
+    run went on from there."""
     values, total, weight, before = [], 0.0, 0.0, 0.0
-    for samples, value in zip(curve.samples, curve.values, strict=True):
+    for lines, (samples, value) in enumerate(zip(curve.samples, curve.values, strict=True), 1):
+        length = max(samples, 1) * max(SMOOTH, SMOOTH_LINES / lines)
         keep, before = math.exp((before - samples) / length), samples
         total, weight = total * keep, weight * keep
         if math.isfinite(value):
