@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from data.dataset import ShardedDataset
 from data.shards import write_shards
 from runs import Script, empty_config, words
+from training import diagnose
 from training.config import load_config
 from training.diagnose import main
 from training.engine import SingleDevice
@@ -96,6 +98,20 @@ def test_a_learning_rate_100_times_too_low_is_named(shards, tmp_path):
     found = verdicts(trained(shards, tmp_path, optim__lr=3e-5), "--num", "2", "--batch", "2")
     assert [verdict["name"] for verdict in found if verdict["kind"] == "fault"] == ["low_learning_rate"]
     assert found[0]["remedy"].startswith("optim.lr=3e-03")
+
+
+def test_training_may_remove_the_checkpoint_meanwhile(healthy, tmp_path, monkeypatch):
+    run_dir = Path(shutil.copytree(healthy, tmp_path / "run"))
+    honest = diagnose.whole_samples
+
+    def look(*arguments):
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        return honest(*arguments)
+
+    monkeypatch.setattr(diagnose, "whole_samples", look)
+    verdicts(run_dir, "--steps", "0")
+    losses = json.loads((run_dir / "diagnosis/diagnosis.json").read_text())["facts"]["losses"]
+    assert "ema on training samples" in losses
 
 
 def test_a_sweep_advises_a_learning_rate(healthy, tmp_path, capsys):

@@ -58,6 +58,10 @@ def measure(
 ) -> tuple[Facts, dict[str, np.ndarray]]:
     config, state = subject.config, subject.state
     size = min(batch, num)
+    with needs_memory("weights and gradients"):
+        engine = subject.engine()
+        # At once: training that goes on removes old checkpoints.
+        saved = {name: subject.weights(name, engine.shapes) for name in ("model", weights)}
     print(f"{subject.folder}: data")
     fed = subject.stream(augmented=True)
     plain = subject.stream()
@@ -72,15 +76,13 @@ def measure(
 
     print("weights, gradients and losses")
     with needs_memory("weights and gradients"):
-        engine = subject.engine()
         objective = make_objective(config.loss, engine.device)
         initial = {name: value.cpu().clone() for name, value in engine.weights().items()}
-        subject.load(engine, "model")
-        trained = {name: value.cpu() for name, value in engine.weights().items()}
-        blocks = movements(initial, trained, config.optim.weight_decay)
+        engine.load_weights(saved["model"].__getitem__)
+        blocks = movements(initial, saved["model"], config.optim.weight_decay)
         first = list(read(fed, GRADIENT_BATCHES * size, size))
         norms = gradient_norms(subject, engine, first, objective)
-    del initial, trained
+    del initial
     blocks = [replace(block, gradient=norms[block.name]) for block in blocks]
     sets = {"training": plain}
     if subject.held_out is not None:
@@ -89,7 +91,7 @@ def measure(
     with needs_memory("the network's answers; use --batch 1"):
         for name, net in (("zt alone", None), ("model", engine.local_net), (weights, engine.local_net)):
             if name == weights:
-                subject.load(engine, weights)
+                engine.load_weights(saved[weights].__getitem__)
             for kind, stream in sets.items():
                 counted = min(num, len(stream.order))
                 losses[f"{name} on {kind} samples"] = answers.losses(
@@ -98,7 +100,7 @@ def measure(
         looked_at: Batch = next(read(sets.get("held-out", plain), size, size))
         changes, swap = answers.sensitivity(subject, engine.local_net, looked_at, engine.device)
         pictures["answers"] = page.answers_picture(subject, engine.local_net, looked_at, engine.device)
-    del engine
+    del engine, saved
 
     overfit, sweep = [], []
     if steps:

@@ -43,14 +43,15 @@ class Subject(NamedTuple):
         config = self.config
         return SingleDevice(config.model, config.engine, config.optim, config.seed)
 
-    def load(self, engine: SingleDevice, weights: str) -> None:
-        """These weights of the checkpoint: model, ema, ..."""
-        path = self.folder / f"{weights}.safetensors"
-        if not path.is_file() or weights == "optimizer":
-            there = sorted({file.stem for file in self.folder.glob("*.safetensors")} - {"optimizer"})
-            raise ValueError(f"--weights {weights}: {self.folder} has {', '.join(there)}; name one of them")
-        with checkpoint.open_tensors(self.folder, weights, engine.shapes) as get:
-            engine.load_weights(get)
+    def weights(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """These weights of the checkpoint by parameter, on the CPU: model, ema, ..."""
+        there = sorted({file.stem for file in self.folder.glob("*.safetensors")} - {"optimizer"})
+        if not there:
+            raise ValueError(f"{self.folder}: gone: training has written newer ones meanwhile; the same command again")
+        if name not in there:
+            raise ValueError(f"--weights {name}: {self.folder} has {', '.join(there)}; name one of them")
+        with checkpoint.open_tensors(self.folder, name, shapes) as get:
+            return {key: get(key) for key in shapes}
 
     def stream(self, *, held_out: bool = False, augmented: bool = False) -> Stream:
         """What training sees, from its first position on, or held-out samples in their order."""
