@@ -260,7 +260,10 @@ def _log_preview(
 def _evaluation(
     log: RunLog, config: Config, engine: SingleDevice, shown: ShardedDataset | Mixture | Pipes
 ) -> Evaluation | None:
-    if not config.log.eval_every or isinstance(shown, Pipes):
+    if not config.log.eval_every:
+        return None
+    if isinstance(shown, Pipes):
+        log.info("warning: log.eval_every: a pipe has no pairs to come back to; name some with data.val_shards")
         return None
     evaluation = Evaluation(config, engine.device)
     if evaluation.told:
