@@ -79,6 +79,15 @@ def shards(folder: Path, size: tuple[int, int], num: dict[str, int]) -> None:
                 write_shards(samples, folder / name, samples_per_shard=4000)
 
 
+def claim(root: Path, asked: dict[str, Any]) -> None:
+    """Raises ValueError where the folder was made with other options: its runs and figures are not of these."""
+    path = root / "asked.json"
+    if path.exists() and (there := json.loads(path.read_text())) != asked:
+        raise ValueError(f"--dir {root}: was made with {there}, wanted is {asked}; use another --dir")
+    root.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked))
+
+
 def test_set(num: int, size: tuple[int, int]) -> list[Known]:
     with ProcessPoolExecutor(cores()) as pool:
         make = partial(known, SEEDS["val"], num=num, alternatives=min(ALTERNATIVES, num), size=size)
@@ -261,6 +270,7 @@ def main() -> None:
     root, config = args.dir, read_config(CONFIG, args.words)
     size, device = config.model.image_size, pick_device(config.engine.device, config.engine.precision)
     out = args.out or Path(f"benchmarks/results/learning_{device.type}.json")
+    claim(root, {"overrides": args.words, "pairs": args.num, "training_pairs": args.train})
     shards(root / "shards", size, {"train": args.train, "val": args.num})
     tests = test_set(args.num, size)
     trainings = {name: Training(name, root, args.words) for name in NETWORKS}
@@ -282,8 +292,8 @@ def main() -> None:
         images, methods = look(trainings, tests, root / "shards/val", lpips, device)
         result["budgets"].append({"minutes": minutes, "methods": methods})
         row.write_text(json.dumps(result["budgets"][-1]))
-        record(result, out)
         sheet(images, tests).save(out.with_name(f"{out.stem}_{minutes:g}min.png"))
+    record(result, out)
     plot(result).save(out.with_suffix(".png"))
 
 
