@@ -67,7 +67,11 @@ def check(args: argparse.Namespace, places: list[Path], overrides: list[str]) ->
     idle = DRAWING if args.images else ("repainted", "device")
     why = "pictures of --images are drawn already" if args.images else "the run's config says so, or it is drawn anew"
     given = [(f"--{option.replace('_', '-')}", getattr(args, option) != default[option], why) for option in idle]
-    refuse_idle(given + [(word, bool(args.images), why) for word in overrides])
+    given += [(word, bool(args.images), why) for word in overrides]
+    given.append(("--masks", bool(args.masks) and args.unpaired, "its regions are of pairs"))
+    repaints = any(PROTOCOLS[name].repaint for name in args.protocol)
+    given.append(("--repainted", args.repainted and not repaints, "none of these protocols repaints"))
+    refuse_idle(given)
 
 
 def open_drawn(
@@ -90,7 +94,8 @@ def open_drawn(
 def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path]:
     """The same of a folder of pictures."""
     unpaired = "_unpaired" if args.unpaired else ""
-    out = args.out or args.images.with_name(f"{args.images.name}_evaluation{unpaired}")
+    images = args.images.resolve()  # '.' has a name too
+    out = args.out or images.with_name(f"{images.name}_evaluation{unpaired}")
     with agreed():
         source = Folder(args.images, args.reference, args.masks, args.unpaired, args.pairs)
         taken = {Path(folder).resolve() for folder in (args.images, args.reference, args.masks or args.images)}

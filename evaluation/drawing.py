@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.sources import Drawn
+from evaluation.telling import forget
 from sampling.devices import Replicas, pick_devices
 from sampling.drawing import draw_all
 from sampling.inputs import Lowres, ShardPairs, held_out_of, own_size
@@ -48,7 +49,11 @@ def draw(
         make_folder(out)
         make_folder(out / PICTURES)
         weights = weights_of(asked.weights, stages)
-        files = {stage.name: file_of(stage.folder, weights[stage.name]) for stage in stages}
+    files = {}
+    for stage in stages:
+        with agreed():  # the ranks look for a checkpoint together: no rank may refuse something else in here
+            files[stage.name] = file_of(stage.folder, weights[stage.name])
+    with agreed():
         made = {stage.name: _made(stage, weights[stage.name], files[stage.name]) for stage in stages}
     replicas = Replicas(stages, {name: str(file) for name, file in files.items()}, devices, asked.one_at_a_time)
     given = inputs.about | (lowres.about if lowres else {})
@@ -58,11 +63,18 @@ def draw(
         output = Files(out / PICTURES, names, [stages[-1].name], quality=0)
         source = Drawn(inputs, output, last, asked.masks)
     check(source)
-    on_main(lambda: claim(output, facts, asked.overwrite))
+    on_main(lambda: _claim(output, out, facts, asked.overwrite))
     drawn = draw_all(replicas, stages, inputs, lowres, output, asked.batch, asked.seed)
     say(f"{out / PICTURES}: {inputs.num} pictures, {drawn} of them new")
     made = {name: each | {"crc": replicas.crcs[name]} for name, each in made.items()}
     return source, {"seed": asked.seed, "stages": made}
+
+
+def _claim(output: Files, out: Path, facts: dict[str, Any], overwrite: bool) -> None:
+    """The pictures' folder is for these pictures; numbers of those that are overwritten go with them."""
+    claim(output, facts, overwrite)
+    if overwrite:
+        forget(out)
 
 
 def _inputs(stages: list[Trained], asked: Asked, last: tuple[int, int]) -> tuple[ShardPairs, Lowres | None]:

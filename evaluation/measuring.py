@@ -4,7 +4,7 @@ Every rank measures every num_ranks-th picture; what it finds is gathered by num
 float64: the split over ranks changes nothing but the rounding of batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from evaluation.sources import Source, alike
 from evaluation.spaces import NO_INCEPTION, Space, inception_space, vgg_space
 from model.lpips import LPIPS, SMALLEST
 from model.metrics import WINDOW, frechet_distance, kernel_distance
-from training.distributed import Agreed, agreed, all_gather, get_rank, num_ranks, on_main
+from training.distributed import Agreed, agreed, gather_to_main, get_rank, num_ranks, on_main
 from training.evaluating import Likeness, lpips_name
 from training.lpips_weights import load_lpips
 
@@ -134,13 +134,11 @@ def measure(source: Source, protocol: Protocol, measures: Measures, batch: int, 
             references = _references(source, protocol, spaces, target, batch) if spaces else {}
     except Agreed as error:  # each rank may have found a file of its own: one is enough
         raise Agreed(str(error).partition("\n")[0]) from None
-    pairs = _gathered(found)
-    crowd = {name: np.array(_gathered(values)) for name, values in features.items()}
-    truth = {name: np.array(_gathered(values)) for name, values in references.items()}
-    numbers = on_main(lambda: _numbers(pairs, spaces, crowd, truth))
+    everything = gather_to_main((found, features, references))
+    numbers, notes, pairs = on_main(lambda: _told(spaces, everything))
     if source.paired:
         left_out |= _regions_left_out(numbers, left_out, source.region)
-    return Measured(numbers, left_out, _notes(crowd, truth), pairs)
+    return Measured(numbers, left_out, notes, pairs)
 
 
 def _regions_left_out(numbers: dict[str, Number], left_out: dict[str, str], region: str | None) -> dict[str, str]:
@@ -192,6 +190,8 @@ def _pictures(
         if likeness is not None:
             values = likeness(images, truth, masks or None)
             found |= {i: {name: float(each[k]) for name, each in values.items()} for k, i in enumerate(ids)}
+        if spaces and protocol.fid_of == "given":
+            images = [source.image(i) for i in ids]
         for space in spaces:
             features[space.frechet] |= zip(ids, space.features(images), strict=True)
     return found, features
@@ -203,7 +203,9 @@ def _references(
     """Each space's features of each reference of this rank's share."""
     features: dict[str, dict[int, np.ndarray]] = {space.frechet: {} for space in spaces}
     for ids in _share(len(source.references), batch, "references"):
-        images = [_resized(source.reference(i), target, protocol.filter) for i in ids]
+        images = [source.reference(i) for i in ids]
+        if protocol.fid_of == "compared":
+            images = [_resized(image, target, protocol.filter) for image in images]
         for space in spaces:
             features[space.frechet] |= zip(ids, space.features(images), strict=True)
     return features
@@ -226,9 +228,20 @@ def _resized(image: np.ndarray, size: tuple[int, int], kind: str = "nearest") ->
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[kind.upper()]))
 
 
-def _gathered(mine: dict) -> list:
+def _told(spaces: list[Space], shares: list[tuple]) -> tuple[dict[str, Number], list[str], list[dict[str, float]]]:
+    """(numbers, notes, each pair's numbers) of what all ranks found."""
+    found, features, references = zip(*shares, strict=True)
+    pairs = _joined(found)
+    crowd, truth = (
+        {space.frechet: np.array(_joined([each[space.frechet] for each in part])) for space in spaces}
+        for part in (features, references)
+    )
+    return _numbers(pairs, spaces, crowd, truth), _notes(crowd, truth), pairs
+
+
+def _joined(shares: Iterable[dict[int, T]]) -> list[T]:
     """The values of all ranks, in the order of their numbers."""
-    whole = {i: value for share in all_gather(mine) for i, value in share.items()}
+    whole = {i: value for share in shares for i, value in share.items()}
     return [whole[i] for i in sorted(whole)]
 
 

@@ -66,8 +66,13 @@ class Masks:
                 )
         self.told = f"masks {folder}"
 
-    def __call__(self, name: str) -> np.ndarray:
+        self._read = lru_cache(maxsize=1)(self._read)
+
+    def _read(self, name: str) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(load_image(self.files[name], "mask")).convert("L")) > 127
+
+    def __call__(self, name: str) -> np.ndarray:
+        return self._read(name)
 
 
 class Drawn:
@@ -79,7 +84,7 @@ class Drawn:
         self.inputs, self.output, self.size = inputs, output, size
         self.sizes = {str(output.out): size}
         self.names = [inputs.key(i) for i in range(inputs.num)]
-        self.references = [escape_key(inputs.one.key(person)) for person, _ in inputs.pairs]
+        self.references = [inputs.person_key(i) for i in range(inputs.num)]
         self.paired = inputs.paired
         self.masks = None if masks is None else Masks(masks, self.references, size)
         self.region = self.masks.told if self.masks else DRAWN
@@ -124,13 +129,14 @@ class Folder:
         self.masks = None if masks is None else Masks(masks, self.names, self.size)
         self.region = self.masks.told if self.masks else DRAWN if self.shards and self.paired else None
         self.knows_drawn = self.paired and self.region is not None
+        self._truth = lru_cache(maxsize=1)(read_image)
 
     def image(self, i: int) -> np.ndarray:
         return read_image(self.files[self.names[i]])
 
     def reference(self, i: int) -> np.ndarray:
         name = self.references[i]
-        return self.shards(name).person if self.shards else read_image(self.truth[name])
+        return self.shards(name).person if self.shards else self._truth(self.truth[name])
 
     def mask(self, i: int) -> np.ndarray | None:
         return self.masks(self.names[i]) if self.masks else self.drawn(i) if self.region else None

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from evaluation.measuring import Measured, picture
-from evaluation.protocols import Protocol
+from evaluation.protocols import PROTOCOLS, Protocol
 from evaluation.sources import Source
 from sampling.outputs import unwritable, write_whole
 from sampling.stamps import digest
@@ -23,6 +23,7 @@ from training.sheet import grid, scaled, shortened
 
 SHOWN, HEIGHT = 6, 192  # pairs of a sheet, pixels of a picture
 OF_PAIRS = ("per_pair.csv", "worst.png", "median.png", "best.png")  # written where there are pairs
+ALWAYS = ("metrics.json", "metrics.md")
 DIGITS = 5
 
 
@@ -84,6 +85,13 @@ def tell(
     steps = [stage["step"] for stage in made.get("stages", {}).values() if stage["step"] is not None]
     _board(out / "tensorboard", measured, facts, steps[-1] if steps else 0)
     return table
+
+
+def forget(out: Path) -> None:
+    """Removes the numbers and sheets of all protocols.  Raises ValueError where the disk does not let it."""
+    for protocol in PROTOCOLS:
+        for name in (*ALWAYS, *OF_PAIRS):
+            _remove(out / protocol / name)
 
 
 def _remove(path: Path) -> None:

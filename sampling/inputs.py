@@ -77,6 +77,10 @@ class ShardPairs:
         person, garment = self.pairs[i]
         return escape_key(self._key(person)) if person == garment else joined(self._key(person), self._key(garment))
 
+    def person_key(self, i: int) -> str:
+        """The name of the person of pair i, fit for a file."""
+        return escape_key(self._key(self.pairs[i][0]))
+
     def sample(self, i: int, size: tuple[int, int]) -> Sample:
         person, garment = self.pairs[i]
         sample = self.sets[size].read(person)

@@ -11,7 +11,8 @@ from PIL import Image
 import evaluate
 from cascades import write_stage
 from evaluation import spaces
-from runs import finish, ranks
+from runs import HOME, empty_config, finish, ranks, train
+from runs import words as words_of
 from test_evaluate import images, truth  # noqa: F401
 
 WHITE = np.full((32, 32, 3), 255, np.uint8)
@@ -127,6 +128,8 @@ def test_wrong_weights_on_every_rank(tmp_path, truth, images):  # noqa: F811
         (("--images", "a", "--reference", "b", "--seed", "1"), "--seed: has no effect here"),
         (("--images", "a", "--reference", "b", "sampler.num_steps=3"), "sampler.num_steps=3: has no effect here"),
         (("run", "--repainted"), "--repainted: has no effect here"),
+        (("--images", "a", "--reference", "b", "--repainted"), "--repainted: has no effect here, none of these"),
+        (("run", "--unpaired", "--masks", "a"), "--masks: has no effect here, its regions are of pairs"),
     ],
 )
 def test_options(words, said, refusal):
@@ -155,3 +158,24 @@ def test_a_run_that_has_trained_on(tmp_path, shards, refusal, monkeypatch):
     evaluate.main()
     told = refusal(stages[1], *words)
     assert "the weights are others: has training gone on?; choose another --out, or replace" in told
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", *map(str, (stages[1], *words, "--protocol", "catvton", "--overwrite"))]
+    )
+    evaluate.main()
+    assert not (tmp_path / "out/paper/metrics.json").exists(), "the numbers of pictures that are gone"
+    assert (tmp_path / "out/catvton/metrics.json").exists()
+
+
+def test_a_rank_that_refuses_alone_holds_nobody_up(tmp_path, shards):
+    """Shards on one host's disk, and a run whose checkpoint the ranks look for together."""
+    train(tmp_path, [str(empty_config(tmp_path)), *words_of(shards, tmp_path / "run", train__num_steps=2)])
+    script = tmp_path / "apart.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(HOME)!r})\n"
+        f"sys.argv += ['--shards', {str(shards)!r} if os.environ['RANK'] == '0' else '/nowhere']\n"
+        "import evaluate\n"
+        "evaluate.run(evaluate.main)\n"
+    )
+    statuses, told = finish(ranks(tmp_path / "ranks", 2, [str(tmp_path / "run")], str(script)))
+    assert statuses == [1, 1] and "rank 1] /nowhere: no such" in told, told

@@ -194,6 +194,15 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
+def gather_to_main(value: T) -> list[T]:
+    """The value of every rank, by rank, on rank 0; elsewhere nothing: values may be large."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.gather_object(value, values if get_rank() == 0 else None)
+    return values if get_rank() == 0 else []
+
+
 @contextmanager
 def agreed() -> Iterator[None]:
     """A block that every rank leaves together: a ValueError on some rank becomes the same ValueError on all.

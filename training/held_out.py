@@ -74,7 +74,7 @@ def conditions_of(
 
 def preview(
     net: Net, dataset: ShardedDataset, num: int, *, size: tuple[int, int], seed: int, even: bool = False, **how
-) -> tuple[list[Sample], list[np.ndarray]]:  # fmt: skip
+) -> tuple[list[Sample], list[np.ndarray]]:
     """`num` samples of a set, cropped to this (height, width), and a sampled image of each, on every rank."""
     mine = own_preview(net, dataset, range(num), size=size, seed=seed, even=even, **how)
     whole = {i: pair for share in all_gather(mine) for i, pair in share.items()}
