@@ -11,6 +11,7 @@ from data import prepare
 from data.estimators.fetch import fetch
 from data.schema import IMAGES, JOINTS, POSES, Sample
 from data.shards import write_shards
+from runs import unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def real_data() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("TRYON_TEST_DATA", beside))
     if not folder.is_dir():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no real photographs at {folder}")
+        unavailable(f"no real photographs at {folder}")
     return folder
 
 
@@ -45,7 +46,7 @@ def estimator_weights() -> list[Path]:
     try:
         return fetch()
     except ValueError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+        unavailable(str(error))
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 HOME = Path(__file__).resolve().parent.parent
@@ -47,6 +49,12 @@ TINY = {
     "log.num_previews": 2,
     "log.preview_steps": 2,
 }
+
+
+def unavailable(why: str) -> NoReturn:
+    """Skips a test for what it needs and this machine has not; fails it in CI, where all is there."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+
 
 # train_ddp.py whose third step fails on the rank BROKEN_RANK of the environment.
 BROKEN = f"""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runs import empty_config, train, words
+from runs import empty_config, train, unavailable, words
 from training.flop import training_flop
 from training.history import Run
 from training.report import main, report
@@ -98,7 +98,7 @@ def test_evaluations_stand_side_by_side_and_say_what_does_not_compare(runs, tmp_
 
 
 def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
-    browser = shutil.which("chromium") or pytest.skip("no chromium here")
+    browser = shutil.which("chromium") or unavailable("chromium is not installed")
     diverged = tmp_path / "diverged"
     shutil.copytree(runs[0], diverged)
     lines = [json.loads(line) for line in (diverged / "stats.jsonl").read_text().splitlines()]
