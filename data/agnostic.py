@@ -11,6 +11,7 @@ from data.schema import JOINTS, Part, Photo
 
 GRAY = 128
 CHANGED = 24  # of 255, in one channel at least: more than JPEG does to flat colours
+FILLED = 8  # of 255, from GRAY in every channel: what JPEG leaves of the fill
 RULES = ("paper", "viton_hd")
 PASTED = (Part.HEAD, Part.LOWER, Part.LEGS, Part.FEET)  # and the hands
 # Of body_size: how far the garment's colours may bleed over its edge.  On 13 photographs of 1024x768 it is 10 pixels or
@@ -48,13 +49,23 @@ def clothing_agnostic(photo: Photo, rule: str = "paper") -> np.ndarray:
 
 
 def drawn_region(person: np.ndarray, clothing_agnostic: np.ndarray) -> np.ndarray:
-    """Where a network has to draw: where the clothing-agnostic image is not the person.  (..., H, W, 3) uint8 each ->
-    (..., H, W) bool"""
-    return differs(person, clothing_agnostic, CHANGED)
+    """Where a network has to draw: where the clothing-agnostic image is not the person, and where it is gray within
+    the box around that, since the garment may be gray itself.  (..., H, W, 3) uint8 each -> (..., H, W) bool"""
+    changed = differs(person, clothing_agnostic, CHANGED)
+    filled = ~differs(clothing_agnostic, GRAY, FILLED)
+    return changed | (filled & _spanned(changed, -1) & _spanned(changed, -2))
 
 
-def differs(a: np.ndarray, b: np.ndarray, least: int) -> np.ndarray:
-    """Where two images (..., H, W, 3) uint8 differ by more than this in some channel.  -> (..., H, W) bool"""
+def _spanned(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Rows (axis -1) or columns (-2) from the first to the last in which the mask (..., H, W) has a pixel."""
+    along, any_in = -3 - axis, mask.any(axis, keepdims=True)
+    before = np.logical_or.accumulate(any_in, along)
+    return before & np.flip(np.logical_or.accumulate(np.flip(any_in, along), along), along)
+
+
+def differs(a: np.ndarray, b: np.ndarray | int, least: int) -> np.ndarray:
+    """Where an image (..., H, W, 3) uint8 differs from another, or from a level of gray, by more than this in some
+    channel.  -> (..., H, W) bool"""
     return (np.abs(a.astype(np.int16) - b) > least).any(-1)
 
 

@@ -30,7 +30,7 @@ ALONE = "one picture has no covariance and makes no pair; give at least two"
 
 class Number(NamedTuple):
     value: float
-    std: float | None  # over pairs; of a kernel distance over subsets, None where each is the whole set
+    std: float | None  # over pairs, None of one; of a kernel distance over subsets, None where each is the whole set
     num: int  # pictures that it is of
 
 
@@ -158,7 +158,7 @@ def _regions_left_out(numbers: dict[str, Number], left_out: dict[str, str], regi
 def _notes(crowd: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[str]:
     few = {name: min(len(each), len(truth[name])) for name, each in crowd.items()}
     return [
-        f"{name} is far too large: of {few[name]} pictures and {each.shape[1]} features; compare equal N alone"
+        f"{name} is biased upwards, of {few[name]} pictures and {each.shape[1]} features: compare equal N alone"
         for name, each in crowd.items()
         if few[name] < each.shape[1]
     ]
@@ -253,7 +253,8 @@ def _numbers(
         values = np.array([pair[name] for pair in pairs])
         values = values[~np.isnan(values)]
         if len(values):
-            numbers[name] = Number(float(values.mean()), float(values.std()), len(values))
+            std = float(values.std()) if len(values) > 1 else None
+            numbers[name] = Number(float(values.mean()), std, len(values))
     for space in spaces:
         a, b = crowd[space.frechet], truth[space.frechet]
         numbers[space.frechet] = Number(frechet_distance(a, b), None, len(a))

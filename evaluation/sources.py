@@ -21,7 +21,7 @@ from sampling.outputs import SHEET, Output
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TURNED = (5, 6, 7, 8)  # EXIF orientations of which width and height are exchanged
-DRAWN = "where the clothing-agnostic image differs from the person"
+DRAWN = "what the clothing-agnostic image hides"
 
 
 class Source(typing.Protocol):
@@ -143,7 +143,11 @@ class Folder:
 
     def drawn(self, i: int) -> np.ndarray:
         if not self.shards:
-            return self.masks(self.names[i])
+            mask = self.masks(self.names[i])
+            if not mask.any():  # the picture would be taken from the truth as a whole
+                path = self.masks.files[self.names[i]]
+                raise ValueError(f"{path}: no pixel is white; white is where the model drew, which is somewhere")
+            return mask
         sample = self.shards(self.names[i])
         return drawn_region(sample.person, sample.clothing_agnostic)
 
@@ -202,7 +206,8 @@ def _check_names(images: Path, names: list[str], reference: str, there: list[str
         if alone := [name for name in mine if name not in known]:
             raise ValueError(
                 f"{Path(folder) / alone[0]}: {other} has none of that name ({len(alone)} of {len(mine)} have no "
-                "partner); pairs go by file name without suffix: rename or remove files, or use --unpaired"
+                "partner); pairs are PNG or JPEG files right in the folder, by name without suffix: rename, convert or "
+                "remove files, or use --unpaired"
             )
 
 

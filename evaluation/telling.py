@@ -68,8 +68,6 @@ def tell(
         "left_out": measured.left_out,
     }
     table = _table(source, protocol, measured, facts)
-    write_whole(out / "metrics.json", (json.dumps(document, indent=1) + "\n").encode())
-    write_whole(out / "metrics.md", table.encode())
     files = {}
     if measured.pairs:
         files["per_pair.csv"] = _csv(source, measured.pairs).encode()
@@ -82,6 +80,8 @@ def tell(
             write_whole(out / name, files[name])
         else:
             _remove(out / name)  # an earlier command's
+    write_whole(out / "metrics.md", table.encode())
+    write_whole(out / "metrics.json", (json.dumps(document, indent=1) + "\n").encode())
     steps = [stage["step"] for stage in made.get("stages", {}).values() if stage["step"] is not None]
     _board(out / "tensorboard", measured, facts, steps[-1] if steps else 0)
     return table

@@ -240,3 +240,25 @@ def test_the_drawn_region():
     agnostic[:, 3] -= 5  # what JPEG does
     region = drawn_region(person, agnostic)
     assert region.sum() == 12 and region[:, :2, 1:].all() and np.array_equal(region, drawn_region(agnostic, person))
+
+
+def test_a_gray_garment_is_drawn_too_and_gray_elsewhere_is_not():
+    person = np.full((8, 8, 3), 200, np.uint8)
+    person[3:5, 3:5] = person[0] = 130  # a garment as gray as the fill, and a wall
+    agnostic = person.copy()
+    agnostic[2:6, 1:7] = GRAY
+    agnostic[2, 4] = GRAY + 3  # what JPEG leaves of it
+    region = np.zeros((8, 8), bool)
+    region[2:6, 1:7] = True
+    assert np.array_equal(drawn_region(person, agnostic), region)
+
+
+def test_the_drawn_region_is_what_was_masked():
+    """Of drawn people in gray: all but a few pixels at the edges of what is hidden."""
+    for index in range(6):
+        rng = np.random.default_rng(index)
+        garment = Garment.sample(rng)._replace(pattern="plain", base=(0.5, 0.5, 0.5), emblem=None, letter=None)
+        photo = render(Person.sample(rng), garment, Pose.sample(rng), SIZE)
+        agnostic = clothing_agnostic(photo)
+        hidden = (agnostic == GRAY).all(-1)
+        assert (drawn_region(photo.image, agnostic) & hidden).sum() > 0.99 * hidden.sum()

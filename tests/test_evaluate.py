@@ -153,13 +153,14 @@ def test_masks_and_repainting(tmp_path, truth, images, run):
     plain, repainted = read(tmp_path / "a")[1], read(tmp_path / "a", "catvton")[1]
     assert plain["ssim_region"] < plain["ssim"] < 1 and plain["lpips_alex_region"] > plain["lpips_alex"] > 0
     assert repainted["ssim"] == pytest.approx(plain["ssim"]), "only the middle differs"
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "corner" / path.name)  # no garment in sight
     run(*common, "--masks", tmp_path / "corner", "--out", tmp_path / "b")
     document, values = read(tmp_path / "b", "catvton")
-    num = {each["name"]: each["num"] for each in document["metrics"]}
-    assert num["ssim"] == NUM and num["ssim_region"] == NUM - 1 and values["ssim_region"] == pytest.approx(1)
     assert values["ssim"] == 1 and values["lpips_alex"] == 0
     assert "SqueezeNet" in document["left_out"]["lpips_squeeze"] and document["metrics"][0]["repainted"]
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "corner" / path.name)  # no garment in sight
+    run(*common[:-1], "--masks", tmp_path / "corner", "--out", tmp_path / "b")
+    num = {each["name"]: each["num"] for each in read(tmp_path / "b")[0]["metrics"]}
+    assert num["ssim"] == NUM and num["ssim_region"] == NUM - 1
     with pytest.raises(ValueError, match="--protocol catvton: takes what is not drawn from the person"):
         run(*common)
     run(*common, "--repainted", "--out", tmp_path / "c")
@@ -209,7 +210,7 @@ def test_what_cannot_be_had_has_its_reason(tmp_path, run):
     assert values.keys() == {"lpips_alex_128x128", *FRECHET} and values["frechet_vgg16"] >= 0
     assert document["left_out"]["lpips_alex_128x128_region"].startswith("the region is empty in all pictures")
     assert "window" in document["left_out"]["ssim_region"]
-    assert "frechet_vgg16 is far too large" in (tmp_path / "out/hrviton/metrics.md").read_text()
+    assert "frechet_vgg16 is biased upwards" in (tmp_path / "out/hrviton/metrics.md").read_text()
 
 
 def test_titles_keep_both_ends():

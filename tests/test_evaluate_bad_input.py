@@ -94,6 +94,16 @@ def test_masks_of_other_proportions(tmp_path, truth, images, refusal):  # noqa: 
     assert told == f"{last}: 32x24 pixels, the pictures have 32x32, of other proportions; crop one of them"
 
 
+def test_a_mask_without_a_drawn_pixel_is_no_perfect_score(tmp_path, truth, images, refusal):  # noqa: F811
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i, path in enumerate(sorted(truth.iterdir())):
+        Image.fromarray(WHITE[..., 0] * (i > 0)).save(masks / path.name)
+    told = refusal("--images", images, "--reference", truth, "--masks", masks, "--protocol", "catvton")
+    first, *_ = sorted(masks.iterdir())
+    assert told == f"{first}: no pixel is white; white is where the model drew, which is somewhere"
+
+
 def test_where_nothing_can_be_written(truth, images, refusal, monkeypatch):  # noqa: F811
     monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("all was measured first"))
     *_, file = images.iterdir()
