@@ -95,7 +95,11 @@ def test_a_frozen_garment_branch_is_named(shards, tmp_path):
 
 
 def test_a_learning_rate_100_times_too_low_is_named(shards, tmp_path):
-    found = verdicts(trained(shards, tmp_path, optim__lr=3e-5), "--num", "2", "--batch", "2")
+    run_dir = trained(shards, tmp_path, optim__lr=3e-5)
+    few = verdicts(run_dir, "--num", "2", "--batch", "2", "--steps", "5")
+    assert not [verdict for verdict in few if verdict["kind"] == "fault"], "five steps tell nothing"
+    assert "is the learning rate right: needs more --steps" in (run_dir / "diagnosis/diagnosis.md").read_text()
+    found = verdicts(run_dir, "--num", "2", "--batch", "2", "--steps", "40")
     assert [verdict["name"] for verdict in found if verdict["kind"] == "fault"] == ["low_learning_rate"]
     assert found[0]["remedy"].startswith("optim.lr=3e-03")
 
@@ -159,13 +163,23 @@ def test_bad_input_is_one_line(healthy, tmp_path, arguments, told):
     assert not (healthy / "diagnosis/.partial").exists()
 
 
-def test_a_run_without_a_checkpoint_is_refused(healthy, tmp_path):
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    (run_dir / "config.yaml").write_text((healthy / "config.yaml").read_text())
-    with pytest.raises(ValueError, match=r"no whole checkpoint .*training has not written one yet"):
-        main([str(run_dir)])
-    assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
+def test_a_run_that_diverged_before_its_first_checkpoint(shards, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"not finite in 5 steps in a row.*; lower optim\.lr"):
+        trained(shards, tmp_path, optim__lr=30, optim__warmup_steps=1, train__max_nonfinite=5)
+    assert not (tmp_path / "run/checkpoints").exists()
+    found = verdicts(tmp_path / "run")
+    assert [verdict["name"] for verdict in found] == ["high_learning_rate", "skipped_steps"]
+    assert "is not finite" in found[0]["evidence"]
+    printed = capsys.readouterr().out
+    assert "no whole checkpoint (training has not written one)" in printed and "untrained" in printed
+    assert "has every block trained: needs a checkpoint of step 10" in printed
+
+
+def test_one_batch_learnt_by_heart_on_purpose(shards, tmp_path, capsys):
+    changes = {"train__overfit_one_batch": True, "train__num_steps": 40, "data__val_shards": shards}
+    found = verdicts(trained(shards, tmp_path, **changes), "--steps", "0")
+    assert "overfitting" not in {verdict["name"] for verdict in found}
+    assert "needs 16 samples, there are 4, of garments that differ" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_one_line(tmp_path):

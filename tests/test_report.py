@@ -13,7 +13,7 @@ from runs import empty_config, train, unavailable, words
 from training.flop import training_flop
 from training.history import Run
 from training.report import main, report
-from training.report_page import POINTS, charts
+from training.report_charts import POINTS, charts
 
 # Each axis, and last logarithms of both, where zeros are left out: the charts as they are drawn then.
 CLICKS = """

@@ -2,7 +2,8 @@
 
 python -m training.diagnose RUN [key=value ...]      RUN/diagnosis/: diagnosis.md, diagnosis.json, data.png, answers.png
 
-Works on the newest whole checkpoint, beside training too, and changes nothing of the run.
+Works on the newest whole checkpoint, beside training too, and changes nothing of the run.  Where there is none, as
+when a run diverges at once, data and learning rate are looked at all the same.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def diagnose(
     """Writes the diagnosis into `out` and returns its verdicts, faults first.
 
     num: samples that are looked at, `batch` at a time; steps: of a trial of learning, 0: none.
-    Raises ValueError for a folder that is no run, has no whole checkpoint, or whose data are gone.
+    Raises ValueError for a folder that is no run, or whose data are gone.
     """
     subject = open_subject(run_dir, overrides)
     _check_writable(out)
@@ -45,7 +46,7 @@ def diagnose(
         print(f"warning: {message}")
     facts, pictures = measure(subject, weights=weights, num=num, batch=batch, steps=steps, lr_sweep=lr_sweep)
     verdicts = judge(facts)
-    title = f"{run_dir} at step {facts.step} of {facts.num_steps}"
+    title = f"{run_dir} at step {facts.step} of {facts.num_steps}" if subject.folder else f"{run_dir}, untrained"
     _write(out, title, facts, verdicts, pictures)
     if lr := learning.advised(facts.sweep):
         print(f"optim.lr={lr:.1e} is the smallest that learns nearly as fast as the best")
@@ -61,8 +62,9 @@ def measure(
     with needs_memory("weights and gradients"):
         engine = subject.engine()
         # At once: training that goes on removes old checkpoints.
-        saved = {name: subject.weights(name, engine.shapes) for name in ("model", weights)}
-    print(f"{subject.folder}: data")
+        names = ("model", weights) if subject.folder else ()
+        saved = {name: subject.weights(name, engine.shapes) for name in names}
+    print(f"{subject.folder or subject.run_dir}: data")
     fed = subject.stream(augmented=True)
     plain = subject.stream()
     samples = whole_samples(plain, min(num, len(plain.order)))
@@ -78,8 +80,9 @@ def measure(
     with needs_memory("weights and gradients"):
         objective = make_objective(config.loss, engine.device)
         initial = {name: value.cpu().clone() for name, value in engine.weights().items()}
-        engine.load_weights(saved["model"].__getitem__)
-        blocks = movements(initial, saved["model"], config.optim.weight_decay)
+        if saved:
+            engine.load_weights(saved["model"].__getitem__)
+        blocks = movements(initial, saved.get("model", initial), config.optim.weight_decay)
         first = list(read(fed, GRADIENT_BATCHES * size, size))
         norms = gradient_norms(subject, engine, first, objective)
     del initial
@@ -89,17 +92,20 @@ def measure(
         sets["held-out"] = subject.stream(held_out=True)
     losses: dict[str, answers.Losses] = {}
     with needs_memory("the network's answers; use --batch 1"):
-        for name, net in (("zt alone", None), ("model", engine.local_net), (weights, engine.local_net)):
-            if name == weights:
-                engine.load_weights(saved[weights].__getitem__)
+        for name in ("zt alone", *saved):
+            net = engine.local_net if name in saved else None
+            if net:
+                engine.load_weights(saved[name].__getitem__)
             for kind, stream in sets.items():
                 counted = min(num, len(stream.order))
                 losses[f"{name} on {kind} samples"] = answers.losses(
                     subject, net, read(stream, counted, size), engine.device
                 )
-        looked_at: Batch = next(read(sets.get("held-out", plain), size, size))
-        changes, swap = answers.sensitivity(subject, engine.local_net, looked_at, engine.device)
-        pictures["answers"] = page.answers_picture(subject, engine.local_net, looked_at, engine.device)
+        changes, swap = [], 0.0
+        if saved:
+            looked_at: Batch = next(read(sets.get("held-out", plain), size, size))
+            changes, swap = answers.sensitivity(subject, engine.local_net, looked_at, engine.device)
+            pictures["answers"] = page.answers_picture(subject, engine.local_net, looked_at, engine.device)
     del engine, saved
 
     overfit, sweep = [], []
@@ -114,7 +120,7 @@ def measure(
         num_samples=len(subject.dataset), skipped=state.skipped, lr=config.optim.lr,
         lr_now=lr_at(max(0, state.step - 1), config.optim), warmup_steps=config.optim.warmup_steps, weights=weights,
         pairs=pairs, blocks=blocks, curve=read_curve(subject.run_dir / "stats.jsonl"), losses=losses, changes=changes,
-        swap=swap, overfit=overfit, sweep=sweep,
+        swap=swap, overfit=overfit, sweep=sweep, one_batch=config.train.overfit_one_batch,
     )  # fmt: skip
     return facts, pictures
 

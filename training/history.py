@@ -14,7 +14,7 @@ import numpy as np
 
 from training.config import Config, flat, read_config
 
-TOLD = 160  # characters of an error beside others; the events have all of it
+TOLD = 72  # characters of a reason beside others; the events have all of it
 ALIVE_S = 120  # since a rank last told that it lives
 SMOOTH, SMOOTH_LINES = 0.02, 5  # the length of the average over a loss: of the samples so far, and lines at least
 LAST = 0.1  # of a run's lines: what is meant by its end
@@ -107,13 +107,13 @@ class Run:
             if (self.folder / name).is_file():
                 said = next(_objects(_text(self.folder / name)), {})
                 reason = said.get("reason") if name != "DONE" else None
-                return f"{told} ({reason})" if reason else told
+                return f"{told} ({_short(str(reason))})" if reason else told
         beats = [path for path in self.folder.glob("logs/*/rank_*.json") if _age(path) < ALIVE_S]
         phases = [next(_objects(_text(path)), {}).get("phase") for path in beats]
         if any(phase != "ended" for phase in phases):
             return "running"
         if self.events and self.events[-1].text.startswith(LAST_WORDS):
-            return f"ended ({shorten(self.events[-1].text, TOLD, placeholder=' ...')})"
+            return f"ended ({_short(self.events[-1].text)})"
         return "ended without a word" if self.lines else "no step yet"
 
     @property
@@ -235,6 +235,10 @@ def _events(log: str) -> list[Event]:
             else:
                 events.append(Event(when, text, bad=bad))
     return events
+
+
+def _short(text: str) -> str:
+    return shorten(text, TOLD, placeholder=" ...")
 
 
 def _worded(text: str) -> str:

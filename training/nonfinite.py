@@ -36,7 +36,8 @@ def count(
     if state.nonfinite_in_row >= limit:
         raise Agreed(
             f"the gradient was not finite in {state.nonfinite_in_row} steps in a row, at last in step "
-            f"{state.step + 1}: {whose}; look at those samples (python -m data.inspect), lower optim.lr, use "
-            "engine.precision=bf16 or fp32; the last checkpoint is whole"
+            f"{state.step + 1}: {whose}; lower optim.lr, or raise optim.warmup_steps; where that changes nothing, look "
+            "at those samples (python -m data.inspect), or use engine.precision=bf16 or fp32; python -m "
+            "training.diagnose RUN tries learning rates"
         )
     return f"step {state.step + 1} is skipped, for its gradient is not finite: {whose}"

@@ -4,8 +4,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from training.history import Curve, Run, smoothed
+from training.report_charts import charts, measured_names, titled
 from training.report_metrics import MARK, metric_rows
 from training.timeline import duration
 
 HERE = Path(__file__).parent
 BEGINNING = "<!doctype html>"  # of every page
-POINTS = 400  # of a curve
 STEPS = 4  # of which pictures are shown
 WIDTH, QUALITY = 760, 82  # of a picture: pixels, JPEG
 EVENTS = 200  # of a run
@@ -59,77 +59,6 @@ def page(runs: Sequence[Run], works: Sequence[Work | None]) -> str:
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(body)}</main>"
         f'<script type="application/json" id="data">{told}</script><script>{script}</script></body></html>\n'
     )
-
-
-def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the script draws: title, note, whether a run that diverged is cut off, and a series for each run that has
-    one.  None stands for no number."""
-    result = [
-        _chart("Training loss", runs, lambda run: run.curve("loss"), "smoothed; pale: as logged", True, cuts=True)
-    ]
-    for name in _measured(runs):
-        note = "held-out samples, fixed noise, averaged weights" if name == "validation/loss" else ""
-        of = partial(Run.measurements, name=name)
-        result.append(_chart(_titled(name), runs, of, note, cuts=name == "validation/loss"))
-    by_t = [
-        {"run": i, "x": list(told), "y": _numbers(told.values())} for i, run in enumerate(runs) if (told := run.by_t())
-    ]
-    if by_t:
-        note = "at the end of the run; t 0: clean, 1: noise"
-        result.append(
-            {"title": "Training loss by noise level t", "note": note, "own": "t", "cuts": True, "series": by_t}
-        )
-    for name, title, note, smooth in (
-        ("grad_norm", "Gradient norm", "before clipping; smoothed", True),
-        ("lr", "Learning rate", "", False),
-        ("samples_per_s", "Throughput", "samples a second; smoothed", True),
-        ("data_wait_share", "Waiting for data", "share of the time of rank 0; smoothed", True),
-        ("memory_gib", "Memory", "GiB of rank 0", False),
-    ):
-        of = partial(Run.curve, name=name)
-        result.append(_chart(title, runs, of, note, smooth, cuts=name == "grad_norm"))
-    return [chart for chart in result if chart["series"]]
-
-
-def _chart(
-    title: str, runs: Sequence[Run], of: Callable[[Run], Curve], note: str, smooth: bool = False, cuts: bool = False
-) -> dict[str, Any]:
-    series = []
-    for i, run in enumerate(runs):
-        curve = of(run)
-        if not np.isfinite(curve.values).any():
-            continue
-        shown = _thinned(len(curve.values))
-        told = {"run": i, "samples": _numbers(curve.samples[shown]), "y": _numbers(curve.values[shown])}
-        if np.isfinite(curve.seconds).any():
-            told["seconds"] = _numbers(curve.seconds[shown])
-        if smooth:
-            told["raw"], told["y"] = told["y"], _numbers(smoothed(curve).values[shown])
-        series.append(told)
-    return {"title": title, "note": note, "cuts": cuts, "series": series}
-
-
-def _measured(runs: Sequence[Run]) -> list[str]:
-    """Names of what any of the runs measures, the validation loss first."""
-    return sorted({name for run in runs for name in run.measured}, key=lambda name: (name != "validation/loss", name))
-
-
-def _titled(name: str) -> str:
-    """'Validation loss', 'Evaluation: lpips_alex'"""
-    group, _, rest = name.partition("/")
-    return f"Validation {rest}" if group == "validation" else f"Evaluation: {rest}" if group == "eval" else name
-
-
-def _thinned(num: int) -> np.ndarray:
-    """At most POINTS places out of so many, close to each other at the beginning; the first and last are among them."""
-    even = np.linspace(0, num - 1, POINTS // 2)
-    early = np.geomspace(1, num, POINTS // 2) - 1
-    return np.unique(np.concatenate([even, early]).round().astype(int)) if num > POINTS else np.arange(num)
-
-
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    """As JSON has them, of 5 digits."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def _remarks(runs: Sequence[Run]) -> str:
@@ -177,8 +106,8 @@ def _facts(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str,
         ("Parameters", [_si(work.parameters) if work else "" for work in works]),
         ("Training loss, smoothed", [_last(smoothed(run.curve("loss"))) for run in runs]),
     ]  # fmt: skip
-    for name in _measured(runs):
-        rows.append((f"{_titled(name)}, last", [_last(run.measurements(name)) for run in runs]))
+    for name in measured_names(runs):
+        rows.append((f"{titled(name)}, last", [_last(run.measurements(name)) for run in runs]))
     rows += [
         ("Validation loss, lowest", [_lowest(run) for run in runs]),
         ("Throughput, samples/s", [_typical(run, "samples_per_s") for run in runs]),
@@ -194,10 +123,14 @@ def _facts(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str,
 
 def _budgets(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[str, list[str]]]:
     """The loss of each run at the largest number of samples, seconds and FLOP that all have spent."""
-    told = [(run, work) for run, work in zip(runs, works, strict=True) if run.lines]
+    curves = {id(run): smoothed(run.curve("loss")) for run in runs}
+    told = [
+        (run, work)
+        for run, work in zip(runs, works, strict=True)
+        if np.isfinite(curves[id(run)].values).any()  # one that never had a loss has spent nothing on it
+    ]
     if len(told) < 2:
         return []
-    curves = {id(run): smoothed(run.curve("loss")) for run, _ in told}
     rows = []
     for unit in ("samples", "seconds", "FLOP"):
         costs = {}
@@ -243,7 +176,7 @@ def _pictures(runs: Sequence[Run]) -> list[str]:
     """A section for each kind of picture that training drew, and for the contact sheets of sampling beside it."""
     sections = []
     for name in sorted({name for run in runs for name in run.pictures}):
-        steps = sorted({step for run in runs for step in run.pictures.get(name, {})})
+        steps = _common(run.pictures.get(name, {}) for run in runs)
         places = np.linspace(0, len(steps) - 1, min(STEPS, len(steps))).round().astype(int)
         rows = [
             f"<h3>step {step:,}</h3>" + _row(runs, [run.pictures.get(name, {}).get(step) for run in runs])
@@ -254,6 +187,12 @@ def _pictures(runs: Sequence[Run]) -> list[str]:
     for name in sorted({name for found in sheets for name in found}):
         sections.append(_section(f"Contact sheet {name}", _row(runs, [found.get(name) for found in sheets])))
     return sections
+
+
+def _common(pictures: Iterable[dict[int, Path]]) -> list[int]:
+    """The steps at which most runs have a picture."""
+    counts = Counter(step for each in pictures for step in each)
+    return sorted(step for step, count in counts.items() if count == max(counts.values()))
 
 
 def _row(runs: Sequence[Run], paths: Sequence[Path | None]) -> str:

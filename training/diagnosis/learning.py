@@ -45,9 +45,10 @@ def trial(subject: Subject, lr: float, batches: list[Batch], objective: Objectiv
             engine.step(lr)
             values.append(float(loss.detach()))
     last, start = sum(values[-tail:]) / tail, sum(untrained) / tail
-    if not math.isfinite(last):
-        return Trial(lr, values[0], None, None)
-    return Trial(lr, values[0], last, 1 - last / start)
+    finite = math.isfinite(last)
+    told = f"falls by {1 - last / start:.0%}" if finite else "is not finite in the end"
+    print(f"    optim.lr={lr:.1e}: the loss {told}")
+    return Trial(lr, values[0], last, 1 - last / start) if finite else Trial(lr, values[0], None, None)
 
 
 def _mean_loss(subject: Subject, net: Net, batch: Batch, objective: Objective, device: torch.device) -> float:

@@ -77,6 +77,8 @@ def _losses(facts: Facts) -> str:
 
 
 def _changes(facts: Facts) -> str:
+    if not facts.changes:
+        return ""
     rows = [
         [each.condition, f"{each.inside:.4f}", f"{each.outside:.4f}", f"{each.ratio:.1f}"] for each in facts.changes
     ]

@@ -34,8 +34,8 @@ class Subject(NamedTuple):
     config: Config
     dataset: Mixture
     held_out: ShardedDataset | None
-    folder: Path  # of the newest whole checkpoint
-    state: TrainState
+    folder: Path | None  # of the newest whole checkpoint; None: there is none, as of a run that diverged early
+    state: TrainState  # of that
     told: list[str]  # what the user should know of checkpoints and data
 
     def engine(self) -> SingleDevice:
@@ -98,7 +98,7 @@ def whole_samples(stream: Stream, num: int) -> list[Sample]:
 def open_subject(run_dir: Path, overrides: list[str]) -> Subject:
     """overrides: key=value for what is elsewhere now, such as data.shards.
 
-    Raises ValueError where there is no run, no whole checkpoint or no data.
+    Raises ValueError where there is no run or no data, or where a checkpoint is of another seed.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -112,8 +112,9 @@ def open_subject(run_dir: Path, overrides: list[str]) -> Subject:
         )
     folder, told = checkpoint.find(run_dir)
     if folder is None:
-        why = "; ".join(told) or "training has not written one yet"
-        raise ValueError(f"{run_dir}: no whole checkpoint ({why}); diagnose after checkpoint.every steps")
+        why = "; ".join(told) or "training has not written one"
+        told = [f"{run_dir}: no whole checkpoint ({why}): what depends on trained weights is not looked at"]
+        return Subject(run_dir, config, dataset, held_out, None, TrainState(seed=config.seed), told)
     state = checkpoint.read_state(folder)
     if state.seed != config.seed:
         raise ValueError(f"seed={config.seed}: {folder} was trained with seed={state.seed}; leave the key out")

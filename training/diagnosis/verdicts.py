@@ -21,6 +21,7 @@ FROZEN = 1e-3  # of the median block's movement
 ROUNDED = 2**-24  # of a weight: what changes it by less leaves it as it is in fp32
 LINES = 50  # of the curve, before which nothing is said of its end
 HARDLY = 0.1  # of the best trial's fall
+TAUGHT = 0.2  # of the loss, that the best trial must have learnt before anything is said of the others
 AHEAD = 1.2  # how many times a loss is larger than another where that means something
 SKIPPED = 0.01  # of the steps
 IGNORED = 0.02  # of what a perfect answer would change
@@ -48,6 +49,7 @@ class Facts:
     swap: float  # how much the truths of a swap differ
     overfit: list[Trial]
     sweep: list[Trial]
+    one_batch: bool = False  # whether the run learns one batch by heart, on purpose
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
             "long_warmup", "fault", "the learning rate is still warming up",
             f"at step {facts.step} of {facts.num_steps} it is {facts.lr_now:.1e} of {facts.lr:.1e}: optim.warmup_steps="
             f"{facts.warmup_steps}",
-            f"optim.warmup_steps={max(1, facts.num_steps // 20)}",
+            f"optim.warmup_steps={max(1, facts.num_steps // 20)}, or a larger train.num_steps",
         )  # fmt: skip
     own = next((each for each in facts.overfit if each.lr == facts.lr), None)
     if own is None:
@@ -156,7 +158,7 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
     fell = "is not finite" if own.fall is None else f"falls by {own.fall:.0%}"
     that = "" if one_batch else "that of training samples falls "
     told = f"at optim.lr={own.lr:.1e} the loss of one batch {fell}, at {top.lr:.1e} {that}by {top.fall:.0%}"
-    if own.fall is not None and own.fall >= HARDLY * top.fall:
+    if own.fall is not None and (own.fall >= HARDLY * top.fall or top.fall < TAUGHT):
         return
     low = top.lr > own.lr
     advice = (advised(trials) for trials in (facts.sweep, facts.overfit))  # which one batch may contradict
@@ -172,10 +174,11 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
 
 def _of_curve(facts: Facts) -> Iterator[Verdict]:
     curve = facts.curve
-    if facts.skipped > SKIPPED * max(1, facts.step):
+    skipped, steps = max((facts.skipped, facts.step), (curve.skipped, curve.step))
+    if skipped > SKIPPED * max(1, steps):
         yield Verdict(
             "skipped_steps", "warning", "many steps are skipped, for their gradient is not finite",
-            f"{facts.skipped} of {facts.step}", "engine.precision=bf16 or fp32, or a lower optim.lr",
+            f"{skipped} of {steps}", "a lower optim.lr, or engine.precision=bf16 or fp32",
         )  # fmt: skip
     if curve.last is not None and curve.last > AHEAD * curve.best and curve.lines >= LINES:
         yield Verdict(
@@ -202,7 +205,7 @@ def _of_answers(facts: Facts) -> Iterator[Verdict]:
             f"its loss is {trained.mean:.4f}, that of the best multiple of zt {trivial.mean:.4f}",
             "train longer; if the curve is flat already, diagnose with --lr-sweep",
         )  # fmt: skip
-    if trained and held_out and held_out.mean > AHEAD * trained.mean and epochs > 1:
+    if trained and held_out and held_out.mean > AHEAD * trained.mean and epochs > 1 and not facts.one_batch:
         yield Verdict(
             "overfitting", "warning", "the network learns its training samples by heart",
             f"its loss is {held_out.mean:.4f} on held-out samples, {trained.mean:.4f} on its own, after {epochs:.0f} "
@@ -224,15 +227,22 @@ def unseen(facts: Facts) -> list[str]:
     """What was not judged, and what that needs."""
     told = []
     if facts.pairs is not None and facts.pairs.place is None:
-        told.append(f"do garments and persons belong together: needs --num {LEAST} or more, of garments that differ")
+        few = facts.one_batch or facts.num_samples < LEAST
+        need = f"{LEAST} samples, there are {facts.pairs.num}" if few else f"--num {LEAST} or more"
+        told.append(f"do garments and persons belong together: needs {need}, of garments that differ")
     if facts.step < YOUNG:
         told.append(f"has every block trained: needs a checkpoint of step {YOUNG} or later")
     elif any(block.moved for block in facts.blocks) and not _tells(median(block.moved for block in facts.blocks)):
         told.append("has every block trained: needs weights that have moved further; more steps, or a higher optim.lr")
     if not facts.overfit:
         told.append("can it learn one batch, and is the learning rate right: needs --steps 60")
+    elif (top := best(facts.overfit)) and top.fall < TAUGHT:
+        told.append(f"is the learning rate right: needs more --steps; the best trial learnt {top.fall:.0%} of a batch")
     if facts.curve.lines < LINES:
-        told.append(f"has the training loss risen again: needs {LINES} lines in stats.jsonl, not {facts.curve.lines}")
+        told.append(
+            f"has the training loss risen again: needs {LINES} lines in stats.jsonl, not {facts.curve.lines}: "
+            "more steps, or a lower log.every"
+        )
     if "model on held-out samples" not in facts.losses:
         told.append("does it learn its samples by heart: needs data.val_shards")
     return told
