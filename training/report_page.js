@@ -86,6 +86,8 @@ function draw(chart, box, state) {
   svg.setAttribute("height", HEIGHT);
   svg.onpointermove = svg.onpointerleave = null;
   tip.hidden = true;
+  const note = box.querySelector("p");
+  note.textContent = chart.note;
   const lines = curves(chart, state);
   if (!lines.length) {
     element("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, svg, "nothing to draw on these axes");
@@ -104,8 +106,7 @@ function draw(chart, box, state) {
   element("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, svg, TITLES[chart.own || state.x]);
   const beyond = lines.map((line) => [data.runs[line.run], Math.max(...line.points.map((point) => point[1]))])
     .filter(([, top]) => top > cut).map(([name, top]) => `${name} reaches ${shown(top)}`);
-  if (beyond.length)
-    element("text", { class: "cut", x: width - RIGHT - 4, y: TOP + 8, "text-anchor": "end" }, svg, `axis cut: ${beyond.join(", ")}`);
+  if (beyond.length) note.textContent = [chart.note, `axis cut: ${beyond.join(", ")}`].filter(Boolean).join("; ");
   const clip = `clip${chart.number}`;
   element("rect", { x: LEFT, y: TOP - 4, width: width - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 8 },
     element("clipPath", { id: clip }, svg));
@@ -148,7 +149,6 @@ const boxes = data.charts.map((chart, number) => {
   box.className = "chart";
   box.innerHTML = '<h2></h2><p></p><svg role="img"></svg><div class="tip" hidden></div>';
   box.querySelector("h2").textContent = chart.title;
-  box.querySelector("p").textContent = chart.note;
   box.querySelector("svg").setAttribute("aria-label", chart.title);
   document.getElementById("charts").append(box);
   return box;

@@ -24,7 +24,7 @@ STEPS = 4  # of which pictures are shown
 WIDTH, QUALITY = 760, 82  # of a picture: pixels, JPEG
 EVENTS = 200  # of a run
 # Settings without which losses are other quantities; of the data, validation losses.
-LOSS_KEYS = ("model.image_size", "data.crop_size", "model.network", "diffusion.", "loss.")
+LOSS_KEYS = ("model.image_size", "model.lowres", "data.crop_size", "diffusion.", "loss.")
 VALIDATION_KEYS = ("data.val_shards", "log.num_validation")
 OWN_KEYS = ("run.dir", "log.wandb")  # that say nothing of how a run trains
 
