@@ -72,7 +72,9 @@ runpy.run_path({str(HOME / "train_ddp.py")!r}, run_name="__main__")
 """
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["training.loop", "torch.distributed", "deepspeed"])
+# The last one is what DeepSpeed imports, and Inductor with it, when an optimizer is handed to it.
+DEEPSPEED = ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
+_forkserver.set_forkserver_preload(["training.loop", "torch.distributed", *DEEPSPEED])
 
 
 def words(shards: Path, run_dir: Path, **changes) -> list[str]:
