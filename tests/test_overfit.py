@@ -30,7 +30,7 @@ def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path, capsys):
     call(
         "train_single.py", "configs/demo.yaml", f"run.dir={run}", f"data.shards={shards}",
         "train.overfit_one_batch=true", f"train.global_batch={PAIRS}",
-        "train.num_steps=240", "diffusion.cond_drop_prob=0", "log.every=1", "checkpoint.every=240",
+        "train.num_steps=160", "diffusion.cond_drop_prob=0", "log.every=1", "checkpoint.every=160",
     )  # fmt: skip
     call("sample.py", str(run), "sampler.guidance_scale=1", "--shards", str(shards))
 
