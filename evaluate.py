@@ -10,6 +10,7 @@ docs/evaluation.md says what the numbers are.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -94,7 +95,7 @@ def open_drawn(
 def open_folder(args: argparse.Namespace) -> tuple[Source, dict[str, Any], Path]:
     """The same of a folder of pictures."""
     unpaired = "_unpaired" if args.unpaired else ""
-    images = args.images.resolve()  # '.' has a name too
+    images = Path(os.path.abspath(args.images))  # noqa: PTH100  '.' has a name too, and a link lies where it is
     out = args.out or images.with_name(f"{images.name}_evaluation{unpaired}")
     with agreed():
         source = Folder(args.images, args.reference, args.masks, args.unpaired, args.pairs)

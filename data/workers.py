@@ -49,6 +49,7 @@ def ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
     except BrokenProcessPool:
         raise WorkerDied(_end_of(processes)) from None
     finally:
+        processes = processes or set(multiprocessing.active_children()) - known
         for process in processes:
             process.kill()
         pool.shutdown(cancel_futures=True)  # and its thread ends: Python's own end stumbles over one that still does

@@ -218,7 +218,13 @@ def picture(source: Source, protocol: Protocol, i: int, repaint: bool) -> np.nda
     if not repaint:
         return image
     truth = _resized(source.reference(i), target, protocol.filter)
-    return np.where(_resized(source.drawn(i), target)[..., None], image, truth)
+    drawn = _resized(source.drawn(i), target)
+    if not drawn.any():
+        raise ValueError(
+            f"{source.names[i]}: nothing of it was drawn ({source.region}), and repainting would make it the truth; "
+            "correct the mask or the shards, or leave the pair out"
+        )
+    return np.where(drawn[..., None], image, truth)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], kind: str = "nearest") -> np.ndarray:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.sheet import grid, scaled, shortened
 SHOWN, HEIGHT = 6, 192  # pairs of a sheet, pixels of a picture
 OF_PAIRS = ("per_pair.csv", "worst.png", "median.png", "best.png")  # written where there are pairs
 ALWAYS = ("metrics.json", "metrics.md")
+BOARD = "tensorboard"
 DIGITS = 5
 
 
@@ -40,6 +42,7 @@ def facts_of(source: Source, protocol: Protocol, made: dict[str, Any]) -> dict[s
         "protocol": protocol.name,
         "pairing": pairing,
         "pair_list": digest(pairing, sorted(source.names), sorted(source.references)),
+        "size": "x".join(map(str, protocol.size or source.size)),
     }
     keys = ("weights", "ema", "step", "steps", "sampler", "guidance_scale") if stages else ()
     facts |= {"repainted": made["repainted"]} if protocol.repaint else {}
@@ -55,7 +58,9 @@ def tell(
     """
     facts = facts_of(source, protocol, made)
     numbers = [
-        {"name": name, "value": number.value, "std": number.std, "num": number.num} | facts
+        {"name": name, "value": number.value, "std": number.std, "num": number.num}
+        | facts
+        | ({"region": source.region} if name.endswith("_region") else {})
         for name, number in measured.numbers.items()
     ]
     document = {
@@ -83,7 +88,7 @@ def tell(
     write_whole(out / "metrics.md", table.encode())
     write_whole(out / "metrics.json", (json.dumps(document, indent=1) + "\n").encode())
     steps = [stage["step"] for stage in made.get("stages", {}).values() if stage["step"] is not None]
-    _board(out / "tensorboard", measured, facts, steps[-1] if steps else 0)
+    _board(out / BOARD, measured, facts, steps[-1] if steps else 0)
     return table
 
 
@@ -92,6 +97,7 @@ def forget(out: Path) -> None:
     for protocol in PROTOCOLS:
         for name in (*ALWAYS, *OF_PAIRS):
             _remove(out / protocol / name)
+        shutil.rmtree(out / protocol / BOARD, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_last_stage_is_told_nothing_of_garments(shards, tmp_path):
         (["RUN", "model.channels=[8,24]"], "of another architecture"),
         (["RUN", "lr"], "'lr': expected key=value after the run folder"),
         (["RUN", "--batch", "1"], "--batch 1: 2 at least"),
+        (["RUN", "--steps", "1"], "--steps 1: tell nothing; 5 at least, or 0 for no trial"),
         (["RUN", "--out", "FILE/out"], "FILE/out: cannot be written"),
     ],
 )
@@ -171,7 +172,11 @@ def test_a_run_that_diverged_before_its_first_checkpoint(shards, tmp_path, capsy
     assert [verdict["name"] for verdict in found] == ["high_learning_rate", "skipped_steps"]
     assert "is not finite" in found[0]["evidence"]
     printed = capsys.readouterr().out
-    assert "no whole checkpoint (training has not written one)" in printed and "untrained" in printed
+    assert "no whole checkpoint (training has not written one)" in printed
+    page = (tmp_path / "run/diagnosis/diagnosis.md").read_text()
+    assert page.startswith(f"# {tmp_path / 'run'} without a whole checkpoint\n\nWarning: ")
+    assert "what it has learnt, and what its conditions do: needs a whole checkpoint" in page
+    assert "long_warmup" not in page and not (tmp_path / "run/diagnosis/answers.png").exists()
     assert "has every block trained: needs a checkpoint of step 10" in printed
 
 

@@ -22,7 +22,8 @@ HEALTHY = Facts(
     step=1000, num_steps=2000, global_batch=8, num_samples=1000, skipped=0, lr=1e-3, lr_now=1e-3, warmup_steps=10,
     weights="ema", pairs=Pairs(64, 0.05, 0.4, 0.2), blocks=BLOCKS, curve=Curve(100, 1.0, 0.2, 0.2, 0.5),
     losses={
-        "zt alone on training samples": Losses(64, 0.4, []), "model on training samples": Losses(64, 0.2, []),
+        "zt alone on training samples": Losses(64, 0.4, []), "zt alone on held-out samples": Losses(64, 0.4, []),
+        "model on training samples": Losses(64, 0.2, []),
         "model on held-out samples": Losses(64, 0.21, []), "ema on training samples": Losses(64, 0.19, []),
     },
     changes=[Change("garment swapped", 0.2, 0.02, 10.0)], swap=0.4, overfit=[Trial(1e-3, 1.0, 0.4, 0.6)], sweep=[],

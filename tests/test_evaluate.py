@@ -131,6 +131,14 @@ def test_any_number_of_ranks(tmp_path, images, shards):
         assert found[0] == pytest.approx(other, rel=1e-6, abs=1e-9)
 
 
+def test_numbers_lie_beside_a_link_not_beside_what_it_shows(tmp_path, images, truth, run):
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/results").symlink_to(images)
+    run("--images", tmp_path / "near/results", "--reference", truth)
+    document = read(tmp_path / "near/results_evaluation")[0]
+    assert {each["size"] for each in document["metrics"]} == {"32x32"}
+
+
 def test_the_truth_itself(tmp_path, truth, run):
     run("--images", truth, "--reference", truth, "--out", tmp_path / "out")
     document, values = read(tmp_path / "out")

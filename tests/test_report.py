@@ -97,6 +97,17 @@ def test_evaluations_stand_side_by_side_and_say_what_does_not_compare(runs, tmp_
     assert "<h2>Evaluations</h2>" not in (tmp_path / "report.html").read_text()
 
 
+def test_a_run_that_diverged_has_no_loss_at_a_budget(runs, tmp_path):
+    diverged = tmp_path / "diverged"
+    shutil.copytree(runs[0], diverged)
+    lines = [json.loads(line) for line in (diverged / "stats.jsonl").read_text().splitlines()]
+    lines = [line | ({"loss": None} if "loss" in line and line["step"] > 1 else {}) for line in lines]
+    (diverged / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report([runs[0], diverged], tmp_path / "report.html")
+    table = (tmp_path / "report.html").read_text().split("<h2>At equal budgets</h2>")[1].split("</section>")[0]
+    assert re.search(r"<th>12 samples</th><td>0\.\d{4}</td><td>not finite</td>", table)
+
+
 def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     browser = shutil.which("chromium") or unavailable("chromium is not installed")
     diverged = tmp_path / "diverged"
@@ -108,6 +119,8 @@ def test_a_browser_draws_every_curve_on_every_axis(runs, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "skipped, for they were not finite</th><td>–</td><td>–</td><td>7</td>" in page
     curves = sum(len(chart["series"]) * (1 + ("raw" in chart["series"][0])) for chart in data(page)["charts"])
+    budgets = page.split("<h2>At equal budgets</h2>")[1].split("</section>")[0]
+    assert "nan" not in budgets
     (tmp_path / "seen.html").write_text(page.replace("</body>", f"<script>{CLICKS}</script></body>"))
     asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
     seen = subprocess.run([*asked, f"file://{tmp_path / 'seen.html'}"], capture_output=True, text=True, timeout=60)

@@ -62,6 +62,21 @@ def test_an_error_is_raised_at_its_place(workers):
     assert not living_children()
 
 
+def test_items_that_fail_end_the_work_on_those_before():
+    def items():
+        yield from range(1, 3)
+        raise ValueError("no more")
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="no more"):
+        next(ordered(sleep_long, items(), 2))
+    assert time.monotonic() - began < 20 and not living_children()
+
+
+def sleep_long(number: int) -> None:
+    time.sleep(60)
+
+
 def test_a_killed_worker_is_named():
     with pytest.raises(WorkerDied, match=r"worker process \d+ ended by SIGKILL"):
         list(ordered(die_at_20, range(100), 2))

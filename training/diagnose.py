@@ -30,6 +30,8 @@ from training.optim import lr_at
 
 GRADIENT_BATCHES = 2
 PARTIAL = ".partial"  # within the folder, while it is written
+PICTURES = ("data", "answers")
+LEAST_STEPS = 5  # of a trial: one alone cannot show what it did
 
 
 def diagnose(
@@ -46,8 +48,10 @@ def diagnose(
         print(f"warning: {message}")
     facts, pictures = measure(subject, weights=weights, num=num, batch=batch, steps=steps, lr_sweep=lr_sweep)
     verdicts = judge(facts)
-    title = f"{run_dir} at step {facts.step} of {facts.num_steps}" if subject.folder else f"{run_dir}, untrained"
-    _write(out, title, facts, verdicts, pictures)
+    title = f"{run_dir} at step {facts.step} of {facts.num_steps}"
+    if not subject.folder:
+        title = f"{run_dir} without a whole checkpoint"
+    _write(out, title, subject.told, facts, verdicts, pictures)
     if lr := learning.advised(facts.sweep):
         print(f"optim.lr={lr:.1e} is the smallest that learns nearly as fast as the best")
     print(f"\n{title}\n\n{page.told(facts, verdicts)}\n{out / 'diagnosis.md'} has the numbers")
@@ -133,10 +137,12 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"{out}: cannot be written ({error}); name another folder with --out") from error
 
 
-def _write(out: Path, title: str, facts: Facts, verdicts: list[Verdict], pictures: dict[str, np.ndarray]) -> None:
-    """Each file whole or not at all."""
+def _write(
+    out: Path, title: str, warnings: list[str], facts: Facts, verdicts: list[Verdict], pictures: dict[str, np.ndarray]
+) -> None:
+    """Each file whole or not at all; an earlier diagnosis's picture that this one has not is removed."""
     texts = {
-        "diagnosis.md": page.markdown(title, facts, verdicts),
+        "diagnosis.md": page.markdown(title, warnings, facts, verdicts),
         "diagnosis.json": json.dumps(as_values(facts, verdicts), indent=1) + "\n",
     }
     partial = out / PARTIAL
@@ -146,6 +152,9 @@ def _write(out: Path, title: str, facts: Facts, verdicts: list[Verdict], picture
             (partial / name).write_text(text, encoding="utf-8")
         for name, image in pictures.items():
             Image.fromarray(image).save(partial / f"{name}.png")
+        for name in PICTURES:
+            if name not in pictures:
+                (out / f"{name}.png").unlink(missing_ok=True)
         for path in sorted(partial.iterdir()):
             path.replace(out / path.name)
     except OSError as error:
@@ -178,6 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     for key, least in (("num", 2), ("batch", 2), ("steps", 0)):
         if getattr(args, key) < least:
             raise ValueError(f"--{key} {getattr(args, key)}: {least} at least")
+    if 0 < args.steps < LEAST_STEPS:
+        raise ValueError(f"--steps {args.steps}: tell nothing; {LEAST_STEPS} at least, or 0 for no trial")
     if strange := [word for word in args.words if "=" not in word]:
         raise ValueError(f"{strange[0]!r}: expected key=value after the run folder")
     diagnose(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from training.history import Run
 
 # Without which numbers of one name are of other pictures, or of pictures drawn otherwise.
-ALIKE = ("pair_list", "repainted", "sampler", "steps", "guidance_scale")
+ALIKE = ("pair_list", "size", "region", "repainted", "sampler", "steps", "guidance_scale")
 MARK = "*"
 
 

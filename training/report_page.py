@@ -45,7 +45,7 @@ def page(runs: Sequence[Run], works: Sequence[Work | None]) -> str:
     body.append('<div id="charts"></div>')
     if metrics := metric_rows(runs):
         marked = any(name.endswith(MARK) for name, _ in metrics)
-        text = f"<p>{MARK} of other pairs, or of pictures drawn otherwise: these do not compare.</p>" * marked
+        text = f"<p>{MARK} of other pairs, sizes, regions or samplers: these do not compare.</p>" * marked
         body.append(_section("Evaluations", text + _table(runs, metrics, "metric")))
     body += _pictures(runs)
     body.append(_section("Settings", _settings(runs)))
@@ -141,11 +141,18 @@ def _budgets(runs: Sequence[Run], works: Sequence[Work | None]) -> list[tuple[st
         paid = [(run, costs[id(run)]) for run, _ in told if np.isfinite(costs[id(run)]).all()]
         if len(paid) > 1:
             budget = min(cost[-1] for _, cost in paid)
-            loss = {id(run): np.interp(budget, cost, curves[id(run)].values) for run, cost in paid}
-            cells = [f"{loss[id(run)]:.4f}" if id(run) in loss else "" for run in runs]
+            loss = {id(run): _loss_at(budget, cost, run.curve("loss"), curves[id(run)]) for run, cost in paid}
+            cells = [loss.get(id(run), "") for run in runs]
             text = duration(budget) + " of training" if unit == "seconds" else f"{_si(budget)} {unit}"
             rows.append((text, cells))
     return rows
+
+
+def _loss_at(budget: float, cost: np.ndarray, logged: Curve, average: Curve) -> str:
+    """The average where so much has been spent; a run that has diverged until there has none."""
+    last = max(0, int(np.searchsorted(cost, budget, "right")) - 1)
+    value = float(np.interp(budget, cost, average.values))
+    return f"{value:.4f}" if math.isfinite(value) and math.isfinite(logged.values[last]) else "not finite"
 
 
 def _table(runs: Sequence[Run], rows: Iterable[tuple[str, Sequence[str]]], corner: str) -> str:
@@ -190,9 +197,10 @@ def _pictures(runs: Sequence[Run]) -> list[str]:
 
 
 def _common(pictures: Iterable[dict[int, Path]]) -> list[int]:
-    """The steps at which most runs have a picture."""
+    """The steps at which most runs have a picture, and the last one of any."""
     counts = Counter(step for each in pictures for step in each)
-    return sorted(step for step, count in counts.items() if count == max(counts.values()))
+    most = max(counts.values())
+    return sorted(step for step, count in counts.items() if count == most or step == max(counts))
 
 
 def _row(runs: Sequence[Run], paths: Sequence[Path | None]) -> str:

@@ -31,8 +31,16 @@ def told(facts: Facts, verdicts: list[Verdict]) -> str:
     return "\n".join(parts)
 
 
-def markdown(title: str, facts: Facts, verdicts: list[Verdict]) -> str:
-    parts = [f"# {title}", _verdicts(facts, verdicts), _unseen(facts), _data(facts), _losses(facts), _changes(facts)]
+def markdown(title: str, warnings: list[str], facts: Facts, verdicts: list[Verdict]) -> str:
+    parts = [
+        f"# {title}",
+        *(f"Warning: {each}." for each in warnings),
+        _verdicts(facts, verdicts),
+        _unseen(facts),
+        _data(facts),
+        _losses(facts),
+        _changes(facts),
+    ]
     return "\n\n".join(part for part in [*parts, _trials(facts), _blocks(facts)] if part) + "\n"
 
 

@@ -51,7 +51,7 @@ class Subject(NamedTuple):
         if name not in there:
             raise ValueError(f"--weights {name}: {self.folder} has {', '.join(there)}; name one of them")
         with checkpoint.open_tensors(self.folder, name, shapes) as get:
-            return {key: get(key) for key in shapes}
+            return {key: get(key).clone() for key in shapes}  # what is mapped from a file may vanish with it
 
     def stream(self, *, held_out: bool = False, augmented: bool = False) -> Stream:
         """What training sees, from its first position on, or held-out samples in their order."""

@@ -136,7 +136,7 @@ def _tells(typical: float) -> bool:
 
 
 def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
-    if facts.lr_now < 0.2 * facts.lr and facts.warmup_steps > facts.num_steps / 2:
+    if facts.step and facts.lr_now < 0.2 * facts.lr and facts.warmup_steps > facts.num_steps / 2:
         yield Verdict(
             "long_warmup", "fault", "the learning rate is still warming up",
             f"at step {facts.step} of {facts.num_steps} it is {facts.lr_now:.1e} of {facts.lr:.1e}: optim.warmup_steps="
@@ -158,7 +158,7 @@ def _of_learning_rate(facts: Facts) -> Iterator[Verdict]:
     fell = "is not finite" if own.fall is None else f"falls by {own.fall:.0%}"
     that = "" if one_batch else "that of training samples falls "
     told = f"at optim.lr={own.lr:.1e} the loss of one batch {fell}, at {top.lr:.1e} {that}by {top.fall:.0%}"
-    if own.fall is not None and (own.fall >= HARDLY * top.fall or top.fall < TAUGHT):
+    if own.fall is not None and (own.fall >= HARDLY * top.fall or max(top.fall, -own.fall) < TAUGHT):
         return
     low = top.lr > own.lr
     advice = (advised(trials) for trials in (facts.sweep, facts.overfit))  # which one batch may contradict
@@ -227,9 +227,11 @@ def unseen(facts: Facts) -> list[str]:
     """What was not judged, and what that needs."""
     told = []
     if facts.pairs is not None and facts.pairs.place is None:
-        few = facts.one_batch or facts.num_samples < LEAST
-        need = f"{LEAST} samples, there are {facts.pairs.num}" if few else f"--num {LEAST} or more"
+        there = facts.global_batch if facts.one_batch else facts.num_samples
+        need = f"{LEAST} samples, there are {there}" if there < LEAST else f"--num {LEAST} or more"
         told.append(f"do garments and persons belong together: needs {need}, of garments that differ")
+    if not any(name.startswith("model ") for name in facts.losses):
+        told.append("what it has learnt, and what its conditions do: needs a whole checkpoint")
     if facts.step < YOUNG:
         told.append(f"has every block trained: needs a checkpoint of step {YOUNG} or later")
     elif any(block.moved for block in facts.blocks) and not _tells(median(block.moved for block in facts.blocks)):
@@ -243,7 +245,7 @@ def unseen(facts: Facts) -> list[str]:
             f"has the training loss risen again: needs {LINES} lines in stats.jsonl, not {facts.curve.lines}: "
             "more steps, or a lower log.every"
         )
-    if "model on held-out samples" not in facts.losses:
+    if "zt alone on held-out samples" not in facts.losses and not facts.one_batch:
         told.append("does it learn its samples by heart: needs data.val_shards")
     return told
 
