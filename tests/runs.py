@@ -4,6 +4,7 @@
 start costs milliseconds; `command` starts it as a user would.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -143,7 +145,15 @@ def _script(script: str, arguments: list[str], env: dict[str, str], out: str) ->
     os.chdir(HOME)
     sys.argv = [script, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a fork server ignores it
-    runpy.run_path(str(HOME / script), run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(str(HOME / script), run_name="__main__")
+    except SystemExit as error:
+        status = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    ctypes.pythonapi.Py_Exit(status)  # the interpreter's whole end, which a fork leaves out: it can abort too
 
 
 def ranks(

@@ -194,6 +194,13 @@ class Saver:
         if self.removing is not None:
             self.removing.join()
 
+    def end(self) -> None:
+        """No thread of this saver outlives it.  Calls no collective."""
+        self.staging.end()
+        if self.warming is not None:
+            self.warming.join()
+        self.copier.shutdown()
+
     def _publish(self, told: list[tuple[str, str | None, dict[str, dict[int, str]]]]) -> None:
         if problem := next((f"{place}: {problem}" for place, problem, _ in told if problem), None):
             raise OSError(problem)

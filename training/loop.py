@@ -176,11 +176,14 @@ def _published(saver: Saver) -> Iterator[Saver]:
     """Around the steps: a checkpoint that is still being written is published when all ranks leave together."""
     try:
         yield saver
-    except ValueError as error:
-        if isinstance(error, Agreed) or num_ranks() == 1:
+    except BaseException as error:
+        if isinstance(error, ValueError) and (isinstance(error, Agreed) or num_ranks() == 1):
             saver.close()
+        if num_ranks() == 1:  # of several, this one leaves at once: a copy from a dead peer's stream may never end
+            saver.end()
         raise
     saver.close()
+    saver.end()
 
 
 def _leave(log: RunLog, run_dir: Path, state: TrainState, config: Config, stop: str | None) -> None:

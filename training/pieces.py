@@ -96,7 +96,7 @@ class Staging:
     where there is a GPU to copy from."""
 
     def __init__(self):
-        self.num, self.length = 0, 0
+        self.num, self.length, self.ended = 0, 0, False
         self._empty()
 
     def _empty(self) -> None:
@@ -114,16 +114,23 @@ class Staging:
             self._empty()
         room = STAGING_SHARE * psutil.virtual_memory().available / sharers
         fits = (num - self.num) * self.length <= room
-        while self.num < (num if fits else min(num, STREAMING)):
+        while self.num < (num if fits else min(num, STREAMING)) and not self.ended:
             self.give(_buffer(self.length).fill_(0))
             self.num += 1
         return self.num >= num
 
     def warm(self, num: int, length: int, sharers: int) -> Thread:
-        """The same in the background, in a thread to be joined before anything else is asked for."""
-        thread = Thread(target=lambda: (_give_way(), self.grow(num, length, sharers)), daemon=True)
+        """The same in the background, in a thread to be joined before anything else is asked for.
+
+        Not a daemon: Python ends those inside torch's C++, which aborts the process with status 134.
+        """
+        thread = Thread(target=lambda: (_give_way(), self.grow(num, length, sharers)))
         thread.start()
         return thread
+
+    def end(self) -> None:
+        """What still grows in the background stops at the next buffer."""
+        self.ended = True
 
 
 class Writing:

@@ -20,11 +20,6 @@ from data.estimators.windows import look, to_photograph
 from data.parts import LABEL_MAPS, UNKNOWN, label_map
 from data.schema import Part
 
-try:
-    import onnxruntime
-except ImportError:  # an optional package
-    onnxruntime = None
-
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's red, green and blue
 POSE_SIZE, PARTS_SIZE = (256, 192), (512, 512)  # of a network that takes any (height, width)
 COCO_17 = {
@@ -49,8 +44,10 @@ def load(path: Path, free_size: tuple[int, int]) -> Network:
     It runs on one CPU core: processes share the others.  Raises Unusable naming the file, what was found in it and
     what is expected.
     """
-    if onnxruntime is None:
-        raise Unusable(f"{path}: running it needs the package onnxruntime; {INSTALL}")
+    try:
+        import onnxruntime  # optional; it starts a thread, which training would carry along for nothing
+    except ImportError:
+        raise Unusable(f"{path}: running it needs the package onnxruntime; {INSTALL}") from None
     if not os.access(path, os.R_OK):
         raise Unusable(f"{path}: no such file, or none that may be read; name the ONNX file of a model")
     options = onnxruntime.SessionOptions()
