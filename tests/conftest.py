@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,36 @@ from data.estimators.fetch import fetch
 from data.schema import IMAGES, JOINTS, POSES, Sample
 from data.shards import write_shards
 from runs import unavailable
+
+CLUSTER = Path(__file__).parent / "cluster"
+
+FUZZED = {False: "40", True: "300"}  # inputs for each reader, in the fast tier and with --all
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the slow tests too: whole matrices, journeys, the demo")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("TRYON_FUZZ", FUZZED[config.getoption("--all")])
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script: so would children be
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves slow tests out, unless --all or their own name asks for them, and says what pytest-xdist keeps together:
+    tests that share what their module prepares, and those of the two hosts, of which a machine has one pair."""
+    if not config.getoption("--all") and not any("::" in word for word in config.args):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if CLUSTER in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif any(each.scope == "module" for fixture in fixtures for each in fixture):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(autouse=True)

@@ -107,13 +107,16 @@ def damage(folder: Path, tmp_path: Path) -> Path:
 
 
 class Script:
-    """A script's process; out.txt holds what it printed on either stream."""
+    """A script's process, in the working directory `where`; out.txt holds what it printed on either stream."""
 
-    def __init__(self, folder: Path, script: str, arguments: list[str], env: dict[str, str] | None = None):
+    def __init__(
+        self, folder: Path, script: str, arguments: list[str], env: dict[str, str] | None = None, where: Path = HOME
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.out = folder / f"out_{time.monotonic_ns()}.txt"
         self.began = time.monotonic()
-        self.process = _forkserver.Process(target=_script, args=(script, arguments, env or {}, str(self.out)))
+        how = script, arguments, env or {}, str(where), str(self.out)
+        self.process = _forkserver.Process(target=_script, args=how)
         self.process.start()
 
     def wait(self, seconds: float = SECONDS) -> int:
@@ -126,6 +129,8 @@ class Script:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """The signal for the process and its loader workers."""
+        while not self.out.exists() and self.process.is_alive():  # it has no group of its own yet
+            time.sleep(0.001)
         os.killpg(self.process.pid, number)
 
     @property
@@ -133,7 +138,7 @@ class Script:
         return self.out.read_text(errors="replace") if self.out.exists() else ""
 
 
-def _script(script: str, arguments: list[str], env: dict[str, str], out: str) -> None:
+def _script(script: str, arguments: list[str], env: dict[str, str], where: str, out: str) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # for loader workers, as in a process of a shell
     handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -142,7 +147,7 @@ def _script(script: str, arguments: list[str], env: dict[str, str], out: str) ->
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.update(env)
-    os.chdir(HOME)
+    os.chdir(where)
     sys.argv = [script, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a fork server ignores it
     status = 0

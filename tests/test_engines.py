@@ -6,7 +6,9 @@ The figures go to docs/engines.md when all of them were measured.
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +33,23 @@ class Engine(NamedTuple):
 SINGLE = Engine("single", "train_single.py")
 ONE_PROCESS = [SINGLE, Engine("dp", "train_dp.py")]
 BY_TWO = [Engine("ddp x 2", "train_ddp.py", 2), *(Engine(f"zero {i} x 2", "train_ddp.py", 2, i) for i in range(4))]
-BY_FOUR = [engine._replace(name=f"{engine.name[:-1]}4", num_ranks=4) for engine in BY_TWO]
+TWO_OR_LESS = [*ONE_PROCESS, *BY_TWO]
+ALL = [*TWO_OR_LESS, *(engine._replace(name=f"{engine.name[:-1]}4", num_ranks=4) for engine in BY_TWO)]
 CELLS = list(product(("fp32", "bf16"), (1, 2)))  # precision, accumulation
+# What the fast tier measures of both tables.
+QUICK_CELLS = {("dp", "fp32", 2), ("ddp x 2", "fp32", 2), ("ddp x 2", "bf16", 1), ("zero 1 x 2", "fp32", 1),
+               ("zero 2 x 2", "fp32", 2), ("zero 3 x 2", "fp32", 1)}  # fmt: skip
+QUICK_PAIRS = {("single", "ddp x 2"), ("ddp x 2", "zero 2 x 2"), ("zero 2 x 2", "dp"), ("zero 3 x 2", "single")}
+
+
+def cases(values: Iterable[tuple], quick: set[tuple[str, ...]]) -> list:
+    """One test for each; those that are not quick are left to --all."""
+    named = [(tuple(str(getattr(part, "name", part)) for part in value), value) for value in values]
+    wanted = {tuple(map(str, each)) for each in quick}
+    return [
+        pytest.param(*value, id="-".join(names), marks=() if names in wanted else pytest.mark.slow)
+        for names, value in named
+    ]
 
 
 def run(folder: Path, engine: Engine, data: Path, script: str | None = None, **changes) -> Path:
@@ -51,23 +68,24 @@ def run(folder: Path, engine: Engine, data: Path, script: str | None = None, **c
 
 
 @pytest.fixture(scope="module")
-def single(shards, tmp_path_factory) -> dict[tuple[str, int], list[float]]:
-    """The losses of 20 steps of train_single.py, by precision and accumulation."""
-    made = {}
-    for precision, accumulation in CELLS:
-        folder = tmp_path_factory.mktemp("single")
+def single(shards, tmp_path_factory) -> Callable[[str, int], np.ndarray]:
+    """(precision, accumulation) -> the losses of 20 steps of train_single.py."""
+
+    @cache
+    def curve(precision: str, accumulation: int = 1) -> np.ndarray:
         settings = {"engine__precision": precision, "train__accumulation": accumulation}
-        made[precision, accumulation] = losses(run(folder, SINGLE, shards, **settings))
-    return made
+        return losses(run(tmp_path_factory.mktemp("single"), SINGLE, shards, **settings))
+
+    return curve
 
 
 @pytest.fixture(scope="module")
 def tables() -> Iterator[dict[str, dict[str, dict[str, float]]]]:
     """Deviations by table, row and column; written when whole."""
-    measured: dict[str, dict[str, dict[str, float]]] = {"matrix": {}, "pairs": {}}
+    measured = {"matrix": defaultdict(dict), "pairs": defaultdict(dict)}
     yield measured
-    whole = len(measured["matrix"]) == len(ONE_PROCESS + BY_TWO + BY_FOUR)
-    if whole and all(len(row) == len(ONE_PROCESS + BY_TWO) for row in measured["pairs"].values()):
+    num_measured = {name: sum(map(len, rows.values())) for name, rows in measured.items()}
+    if num_measured == {"matrix": len(ALL) * len(CELLS), "pairs": len(TWO_OR_LESS) ** 2}:
         text = TABLES.read_text(encoding="utf-8")
         for name, rows in measured.items():
             text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{_table(rows)}\g<2>", text, flags=re.DOTALL)
@@ -75,50 +93,48 @@ def tables() -> Iterator[dict[str, dict[str, dict[str, float]]]]:
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:
-    columns = list(next(iter(rows.values())))
+    """Of tests that ran in any order."""
+    order = [*(engine.name for engine in ALL), *(_cell(*cell) for cell in CELLS)]
+    columns = sorted(next(iter(rows.values())), key=order.index)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{row[column]:.0e}" for column in columns) + " |" for name, row in rows.items()
-    ]
+    for name in sorted(rows, key=order.index):
+        lines.append(f"| {name} | " + " | ".join(f"{rows[name][column]:.0e}" for column in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("engine", [*ONE_PROCESS, *BY_TWO, *BY_FOUR], ids=lambda engine: engine.name)
-def test_one_curve(engine, single, shards, tmp_path, tables):
-    row = {}
-    for precision, accumulation in CELLS:
-        settings = {"engine__precision": precision, "train__accumulation": accumulation}
-        reference, curve = single[precision, 1], single[precision, accumulation]
-        if engine is not SINGLE:
-            curve = losses(run(tmp_path / f"{precision}{accumulation}", engine, shards, **settings))
-        row[f"{precision}, accumulation {accumulation}"] = worst = deviation(reference, curve)
-        assert len(curve) == 20 and worst <= LIMITS[precision], (engine.name, precision, accumulation)
-        assert np.corrcoef(reference, curve)[0, 1] > 0.999, "the trend is the same"
-    tables["matrix"][engine.name] = row
+def _cell(precision: str, accumulation: int) -> str:
+    return f"{precision}, accumulation {accumulation}"
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "accumulation"), cases(((e, *cell) for e in ALL for cell in CELLS), QUICK_CELLS)
+)
+def test_one_curve(engine, precision, accumulation, single, shards, tmp_path, tables):
+    settings = {"engine__precision": precision, "train__accumulation": accumulation}
+    reference = single(precision)
+    curve = single(precision, accumulation) if engine is SINGLE else losses(run(tmp_path, engine, shards, **settings))
+    worst = deviation(reference, curve)
+    assert len(curve) == 20 and worst <= LIMITS[precision], (engine.name, precision, accumulation)
+    assert np.corrcoef(reference, curve)[0, 1] > 0.999, "the trend is the same"
+    tables["matrix"][engine.name][_cell(precision, accumulation)] = worst
 
 
 @pytest.fixture(scope="module")
-def halves(shards, tmp_path_factory) -> dict[str, Path]:
-    """A run folder of 10 steps by each engine."""
-    made = {}
-    for engine in [*ONE_PROCESS, *BY_TWO]:
-        made[engine.name] = run(tmp_path_factory.mktemp("half"), engine, shards, train__num_steps=10)
-    return made
+def half(shards, tmp_path_factory) -> Callable[[Engine], Path]:
+    """engine -> the folder of its run of 10 steps."""
+    return cache(lambda engine: run(tmp_path_factory.mktemp("half"), engine, shards, train__num_steps=10))
 
 
-@pytest.mark.parametrize("first", [*ONE_PROCESS, *BY_TWO], ids=lambda engine: engine.name)
-def test_any_engine_continues_any_other(first, halves, single, shards, tmp_path, tables):
-    row = {}
-    for second in [*ONE_PROCESS, *BY_TWO]:
-        folder = tmp_path / second.name.replace(" ", "_")
-        shutil.copytree(halves[first.name], folder / "run")
-        curve = losses(run(folder, second, shards))
-        row[second.name] = worst = deviation(single["fp32", 1], curve)
-        assert len(curve) == 20 and worst <= LIMITS["fp32"], (first.name, second.name)
-    tables["pairs"][first.name] = row
+@pytest.mark.parametrize(("first", "second"), cases(product(TWO_OR_LESS, repeat=2), QUICK_PAIRS))
+def test_any_engine_continues_any_other(first, second, half, single, shards, tmp_path, tables):
+    shutil.copytree(half(first), tmp_path / "run")
+    curve = losses(run(tmp_path, second, shards))
+    worst = deviation(single("fp32"), curve)
+    assert len(curve) == 20 and worst <= LIMITS["fp32"]
+    tables["pairs"][first.name][second.name] = worst
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", cases([(1,), (2,), (3,)], {("2",)}))
 def test_zero_continues_on_another_number_of_ranks(stage, shards, tmp_path):
     """12 samples a step, by 2, then by 3, which divides few parameters, then by 4 ranks."""
     reference = losses(run(tmp_path / "single", SINGLE, shards, train__global_batch=12))
@@ -128,8 +144,10 @@ def test_zero_continues_on_another_number_of_ranks(stage, shards, tmp_path):
     assert deviation(reference, losses(run_dir)) <= LIMITS["fp32"]
 
 
-@pytest.mark.parametrize("engine", [SINGLE, BY_TWO[1], BY_TWO[3], BY_TWO[4]], ids=lambda engine: engine.name)
-def test_without_the_moments_the_curve_is_another(engine, halves, single, shards, tmp_path):
+@pytest.mark.parametrize(
+    "engine", cases([(SINGLE,), (BY_TWO[1],), (BY_TWO[3],), (BY_TWO[4],)], {("single",), ("zero 2 x 2",)})
+)
+def test_without_the_moments_the_curve_is_another(engine, half, single, shards, tmp_path):
     """What the tests above compare with would not stay hidden."""
     script = tmp_path / "forgetful.py"
     script.write_text(
@@ -146,12 +164,12 @@ def test_without_the_moments_the_curve_is_another(engine, halves, single, shards
         f"import {engine.script[:-3]} as script\n"
         "script.run(script.main)\n"
     )
-    shutil.copytree(halves["single"], tmp_path / "run")
+    shutil.copytree(half(SINGLE), tmp_path / "run")
     curve = losses(run(tmp_path, engine, shards, str(script)))
-    assert deviation(single["fp32", 1], curve) > 100 * LIMITS["fp32"]
+    assert deviation(single("fp32"), curve) > 100 * LIMITS["fp32"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -163,7 +181,7 @@ def test_without_the_moments_the_curve_is_another(engine, halves, single, shards
 def test_offload_and_checkpointing_change_no_curve(changes, precision, single, shards, tmp_path):
     engine = Engine("zero", "train_ddp.py", 2)
     curve = losses(run(tmp_path, engine, shards, engine__precision=precision, **changes))
-    assert deviation(single[precision, 1], curve) <= LIMITS[precision]
+    assert deviation(single(precision), curve) <= LIMITS[precision]
 
 
 def test_ranks_that_share_weights_look_at_uneven_numbers_of_samples(shards, tmp_path):

@@ -5,23 +5,19 @@ TRYON_FUZZ: how many inputs of each kind.
 
 import contextlib
 import io
-import os
 import tarfile
 from functools import cache
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.decode import decode_image, decode_pose
 from data.schema import FIELDS, JOINTS, Sample
 from data.shard_index import SUFFIXES, index_shard
 from data.shards import encode_sample
+from fuzzing import fuzz
 
-fuzzed = settings(
-    max_examples=int(os.environ.get("TRYON_FUZZ", "300")), deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
 KEYS = st.sampled_from(["a", "b", "IMG.1", "x" * 120, "../../x", "/etc/x", ".", "", "%2F", "a\\b", "été", "./c"])
 NAMES = st.builds(lambda key, field, end: f"{key}.{field}.{end}", KEYS, st.sampled_from([*FIELDS, "other"]),
                   st.sampled_from(["jpg", "npy", "json", "pkl", ""]))  # fmt: skip
@@ -67,7 +63,7 @@ def whole() -> bytes:
     return archive(members, tarfile.GNU_FORMAT)
 
 
-@fuzzed
+@fuzz
 @given(edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
        end=st.floats(0, 1) | st.just(1.0))  # fmt: skip
 def test_a_good_tar_with_wrong_bytes(tmp_path, edits, end):
@@ -77,7 +73,7 @@ def test_a_good_tar_with_wrong_bytes(tmp_path, edits, end):
     refuse_or_index(bytes(data[: int(end * len(data))]), tmp_path)
 
 
-@fuzzed
+@fuzz
 @given(headers=st.lists(EDITS, min_size=1, max_size=3))
 def test_headers_with_a_right_checksum_and_wrong_fields(tmp_path, headers):
     """Sizes, types and names of anything, which a checksum of the header lets pass."""
@@ -95,20 +91,20 @@ def test_headers_with_a_right_checksum_and_wrong_fields(tmp_path, headers):
     refuse_or_index(bytes(data), tmp_path)
 
 
-@fuzzed
+@fuzz
 @given(members=st.lists(st.tuples(NAMES, TYPES, st.binary(max_size=40)), max_size=12),
        kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))  # fmt: skip
 def test_tars_of_any_members(tmp_path, members, kind):
     refuse_or_index(archive(members, kind), tmp_path)
 
 
-@fuzzed
+@fuzz
 @given(data=st.binary(max_size=2000))
 def test_bytes_that_are_no_tar(tmp_path, data):
     refuse_or_index(data, tmp_path)
 
 
-@fuzzed
+@fuzz
 @given(start=STARTS, rest=st.binary(max_size=300))
 def test_members_of_any_bytes(start, rest):
     for decode in (decode_pose, lambda data: decode_image(data, (8, 8))):

@@ -88,6 +88,7 @@ ENGINES = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of resident memory as Linux does")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_estimate_is_what_steps_take_with_adam_and_average(name):
     """The real engines, in processes of their own: all that the residents name, and a batch."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -19,9 +20,11 @@ PAIRS = 4
 
 def call(*words: str) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, *words], cwd=HOME, check=True, timeout=280, env=env)
+    subprocess.run([sys.executable, *words], cwd=HOME, check=True, timeout=900, env=env)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_four_real_pairs_are_learnt_by_heart(real_data, tmp_path, capsys):
     shards, run = tmp_path / "shards", tmp_path / "run"
     source = str(real_data / "cotton")

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import (
+    HOME,
     Script,
     assert_same_bits,
     deviation,
@@ -25,6 +26,16 @@ from runs import (
 )
 from training import checkpoint
 
+# train_single.py that waits before its last step until it is killed.
+UNFINISHED = f"""
+import sys, time
+sys.path.insert(0, {str(HOME)!r})
+import train_single
+from training import loop
+lr_at = loop.lr_at
+loop.lr_at = lambda step, optim: time.sleep(1000) if step == 19 else lr_at(step, optim)
+train_single.run(train_single.main)
+"""
 HELD_OUT = {"log__validate_every": 7, "log__preview_every": 10, "checkpoint__every": 3, "data__augment__flip_prob": 0.5}
 
 
@@ -33,11 +44,12 @@ def test_killed_five_times_at_random_it_ends_bit_identical(shards, tmp_path):
     config = str(empty_config(tmp_path))
     train(tmp_path, [config, *words(shards, tmp_path / "whole", **settings)])
     arguments, moments, kills = [config, *words(shards, tmp_path / "killed", **settings)], random.Random(3), []
-    path = tmp_path / "killed" / "stats.jsonl"
+    path, unfinished = tmp_path / "killed" / "stats.jsonl", tmp_path / "unfinished.py"
+    unfinished.write_text(UNFINISHED)
     while len(kills) < 5:
         said = len(stats(tmp_path / "killed")) if path.exists() else 0
         goal = min(19, 3 * len(kills) + moments.randint(1, 4))
-        run = Script(tmp_path, "train_single.py", arguments)
+        run = Script(tmp_path, str(unfinished), arguments)
         while run.process.is_alive() and (not path.exists() or path.read_text().count("\n") < goal):
             time.sleep(0.01)
         time.sleep(moments.random() * 0.2)

@@ -1,4 +1,4 @@
-"""The cascade as a library: what docs/sampling.md shows, and what is refused."""
+"""The cascade as a library: one picture or many, and what is refused.  tests/journeys runs the lines of the docs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,6 @@ from PIL import Image
 
 from cascades import write_cascade
 from model import TryOnCascade
-from runs import HOME
 
 BLANK = Image.new("RGB", (200, 200), "white")
 
@@ -26,20 +25,6 @@ def photos(real_data, estimator_weights, tmp_path) -> dict[str, Path]:
     for name, file in files.items():
         Image.open(real_data / "cotton" / file).resize((384, 512)).save(tmp_path / f"{name}.png")
     return {name: tmp_path / f"{name}.png" for name in files}
-
-
-@pytest.mark.parametrize("document", ["docs/sampling.md", "README.md"])
-def test_the_lines_of_the_document(folder, photos, document, tmp_path, monkeypatch):
-    text = (HOME / document).read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TryOnCascade" in block]
-    assert len(code.splitlines()) <= 10
-    monkeypatch.chdir(tmp_path)
-    for name, path in photos.items():
-        Image.open(path).save(f"{name}.jpg", quality=95)
-    Path("runs").mkdir()
-    Path("runs/cascade").symlink_to(folder)
-    exec(code, {})
-    assert Image.open("anna_in_shirt.png").size == (32, 32)
 
 
 def test_one_picture_or_many(folder, photos):

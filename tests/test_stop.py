@@ -144,6 +144,7 @@ def test_a_refusal_is_told_to_the_batch_script(shards, tmp_path):
     assert refused.read_text().startswith("error: data.shards=") and refused.read_text().count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_STOP_during_the_first_compile_is_heard(shards, tmp_path):
     network = {"model__channels": [8], "model__num_blocks": [1], "model__attention_levels": [0]}
     run = start(shards, tmp_path, engine__compile=True, **network)
