@@ -6,7 +6,9 @@ position p takes the positions [p, p + G); rank and worker only slice that range
 
 import ctypes
 import math
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ Order = ShuffledOrder | MixedOrder | FixedOrder
 ALIGN = 64  # bytes
 # libjpeg-turbo writes past the caches where its output is aligned to 32 bytes, which makes small pictures 15 % slower.
 OFF_ALIGNMENT = 16
+SOCKET_NAME = 103  # bytes of the longest, of macOS; Linux takes 107
 MAX_SPARES = 100  # bad ones in a row: the data set is broken, not a sample
 
 
@@ -219,6 +222,8 @@ def batches(
     borrow: the memory of a batch is used again once the next one is asked for, which spares a copy.  Raises ValueError
     naming what cannot be read.
     """
+    if num_workers:
+        _check_sockets()
     stream.keep(prefetch + 1 if num_workers else 1)
     loader = DataLoader(
         stream,
@@ -239,6 +244,18 @@ def batches(
         batch = seen[loaded.slot]
         yield (
             batch if borrow else Batch(*map(torch.clone, batch[:-1]), type(batch.draws)(*map(torch.clone, batch.draws)))
+        )
+
+
+def _check_sockets() -> None:
+    """Workers hand their memory over through sockets in the temporary folder: one whose name is too long would leave
+    training waiting for its first batch."""
+    folder = tempfile.gettempdir()
+    room = SOCKET_NAME - len("/pymp-12345678/listener-12345678")
+    if len(os.fsencode(folder)) > room:
+        raise ValueError(
+            f"TMPDIR={folder}: too long for the sockets of loader workers; set TMPDIR to a folder whose name has "
+            f"at most {room} bytes, such as /tmp, or data.num_workers=0"
         )
 
 

@@ -173,6 +173,13 @@ def test_precision_that_the_device_lacks(arguments, tmp_path):
     refusal(ranks(tmp_path, 2, arguments(engine__precision="fp16")), "engine.precision=fp16", "use bf16 or fp32")
 
 
+def test_a_temporary_folder_whose_name_is_too_long_for_sockets(arguments, tmp_path):
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    env = {"TMPDIR": str(folder)}
+    refusal(ranks(tmp_path, 2, arguments(data__num_workers=1), env=env), f"TMPDIR={folder}", "data.num_workers=0")
+
+
 def test_a_wrong_key(arguments, tmp_path):
     refusal(ranks(tmp_path, 2, [*arguments(), "optim.lrr=1"]), "unknown key 'optim.lrr'", "'optim.lr'")
 

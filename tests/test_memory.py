@@ -206,6 +206,7 @@ def base() -> MemoryModel:
     return MemoryModel(read_config(BASE), 16)
 
 
+@pytest.mark.slow
 def test_the_remedy_makes_the_paper_network_fit_a_48_gb_gpu(base):
     *_, verdict = check_memory(base, Layout(256, num_ranks=16), "l40s")
     assert verdict.status == "error" and "of 45 GiB of l40s" in verdict.figure
@@ -214,6 +215,7 @@ def test_the_remedy_makes_the_paper_network_fit_a_48_gb_gpu(base):
     assert base.estimate(16, (RECOMPUTE,)).total < 0.9 * 45 * GIB
 
 
+@pytest.mark.slow
 def test_sixteen_gpus_of_24_gb_share_what_one_cannot_hold(base):
     *_, verdict = check_memory(base, Layout(256, num_ranks=16), "rtx4090")
     words = [word for word in verdict.remedy.split() if "=" in word]

@@ -60,6 +60,7 @@ def test_torchrun_with_two_ranks(single, data, tmp_path, capsys):
     assert_same_curve(single, tmp_path / "run", capsys, "torchrun, 2 ranks, 1 worker each")
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_ranks(single, data, tmp_path, capsys):
     changes = SETTINGS | {"data__num_workers": 3, "train__accumulation": 2}
     arguments = [str(empty_config(tmp_path)), *words(data, tmp_path / "run", **changes)]

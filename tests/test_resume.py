@@ -92,6 +92,7 @@ def test_more_and_fewer_ranks_continue_the_same_curve(shards, tmp_path):
     assert deviation(losses(tmp_path / "whole"), losses(tmp_path / "moved")) < 1e-5
 
 
+@pytest.mark.slow
 def test_killed_on_eight_ranks_then_on_three_it_ends_on_one(shards, tmp_path):
     """At moments of chance, in the middle of an epoch: the curve is that of a run that nobody killed, so that no sample
     was repeated or skipped."""

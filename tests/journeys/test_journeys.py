@@ -14,9 +14,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,15 +85,15 @@ def workspace(furnished, tmp_path) -> Path:
 
 
 @pytest.fixture
-def journey(tmp_path) -> Callable[..., Ended]:
+def journey(tmp_path) -> Iterator[Callable[..., Ended]]:
     """journey(command, folder, terminal=, without=) -> how it ended, once everything was looked at that may be left."""
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # with a short name: Python makes sockets there
 
     def run(command: str, folder: Path, terminal: bool = True, without: tuple[str, ...] = ()) -> Ended:
         token, own = uuid.uuid4().hex, tmp_path / "own"
-        temporary, seen = own / "tmp", own / "seen"
+        seen = own / "seen"
         shutil.rmtree(own, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        seen.mkdir()
+        seen.mkdir(parents=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "OMP_", "CI", "TRYON_FUZZ"))}
         env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "TMPDIR": str(temporary), "JOURNEY": token}
         env |= {"PYTHONPATH": f"{WITNESS}:{env.get('PYTHONPATH', '')}", "JOURNEY_WITNESS": str(seen)}
@@ -113,7 +114,8 @@ def journey(tmp_path) -> Callable[..., Ended]:
         assert all(name in command + ended.text for name in new), f"{command!r} leaves {new}, without a word of it"
         return ended
 
-    return run
+    yield run
+    shutil.rmtree(temporary)
 
 
 def _run(command: str, folder: Path, env: dict[str, str], terminal: bool) -> Ended:
@@ -209,9 +211,13 @@ def test_as_written(command, workspace, journey, request):
     assert ended.status == 0, ended.text
 
 
-@pytest.mark.parametrize(
-    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-)
+QUICKLY = [  # by one worker of pytest-xdist: the other need not wait for the workspace
+    pytest.param(each, marks=pytest.mark.xdist_group("journeys") if each in QUICK else pytest.mark.slow)
+    for each in FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", QUICKLY)
 def test_twice_in_a_row(family, workspace, journey):
     first, second = (journey(FAMILIES[family], workspace) for _ in range(2))
     assert first.status == 0, first.text
