@@ -26,8 +26,10 @@ LINGER_S = 20  # seconds that torchrun may take to say goodbye to the other node
 
 def run() -> int:
     """Exit status: 0, 1 after a failure, 128 + the number of the signal that ended it."""
+    over = threading.Event()
+    watch = threading.Thread(target=watch_ranks, args=(over,), daemon=True)
     if os.environ.get("PET_MAX_RESTARTS", "0") == "0":  # else it waits for the others to start again with them
-        threading.Thread(target=watch_ranks, daemon=True).start()
+        watch.start()
     try:
         inspect.unwrap(main)()  # without torchrun's own wrapper, which logs a traceback
     except ChildFailedError as error:
@@ -44,18 +46,21 @@ def run() -> int:
         told(f"{endpoint} does not answer ({str(error).splitlines()[0]}); the torchrun there has ended or is cut off")
     else:
         return 0
+    finally:
+        over.set()
+        if watch.is_alive():
+            watch.join()
     return 1
 
 
-def watch_ranks() -> None:
+def watch_ranks(over: threading.Event) -> None:
     """Ends this process LINGER_S after the last of its ranks, and a rank that stands still for STOPPED_S.
 
     The others of a stopped rank have named it by then and gone; it would keep its GPU for ever.
     """
     process, had_ranks, alone_since = psutil.Process(), False, None
     stopped_since: dict[psutil.Process, float] = {}
-    while True:
-        time.sleep(0.5)
+    while not over.wait(0.5):
         states = {child: status(child) for child in process.children()}
         ranks = [child for child, state in states.items() if state not in (None, psutil.STATUS_ZOMBIE)]
         had_ranks = had_ranks or bool(ranks)

@@ -118,7 +118,7 @@ def test_a_sample_that_is_damaged_on_one_rank(arguments, tmp_path, shards, worke
 def test_a_held_out_sample_that_is_damaged_on_one_rank(arguments, tmp_path, shards):
     """It is left out of the mean and named; no rank waits for another."""
     bad = damage(shards, tmp_path)
-    settings = {"log__validate_every": 2, "log__num_validation": 48}
+    settings = {"log__validate_every": 2, "log__num_validation": 48, "train__num_steps": 2}
     each = [arguments(data__val_shards=folder, **settings) for folder in (shards, bad)]
     statuses, text = finish(ranks(tmp_path, 2, each), SECONDS)
     assert statuses == [0, 0], text
@@ -176,8 +176,10 @@ def test_precision_that_the_device_lacks(arguments, tmp_path):
 def test_a_temporary_folder_whose_name_is_too_long_for_sockets(arguments, tmp_path):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
-    env = {"TMPDIR": str(folder)}
-    refusal(ranks(tmp_path, 2, arguments(data__num_workers=1), env=env), f"TMPDIR={folder}", "data.num_workers=0")
+    process = start([sys.executable, "train_single.py", *arguments(data__num_workers=1)], TMPDIR=str(folder))
+    text = output(process, SECONDS)
+    (message,) = re.findall(r"^error: .*", text, re.MULTILINE)
+    assert process.returncode == 1 and f"TMPDIR={folder}" in message and "data.num_workers=0" in message, text
 
 
 def test_a_wrong_key(arguments, tmp_path):

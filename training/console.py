@@ -10,8 +10,9 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from training.distributed import get_rank, main_stream, num_ranks
 
@@ -40,6 +41,41 @@ class Tee(io.TextIOBase):
 
     def isatty(self) -> bool:
         return self.stream.isatty()
+
+
+class Lasting(io.TextIOBase):
+    """A stream whose reader may leave, as with `| head`: what is written from then on is lost, and nothing else."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
+def outlive_readers() -> None:
+    """A run, or pictures, go on without whoever read what they print."""
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
 
 
 def keep_apart(run_dir: Path) -> None:

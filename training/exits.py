@@ -21,6 +21,7 @@ def run(main: Callable[[], None], again: str = "the same command continues at th
     TRYON_REFUSED, the message goes to that file too.
     """
     timeline.mark("imports")
+    console.outlive_readers()
     refusal = None
     try:
         main()

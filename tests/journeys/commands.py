@@ -39,8 +39,9 @@ PUT_IN = [
     (r"launch\.doctor$", "launch.doctor configs/base_unet.yaml"),
     (r"sample\.py \.\.\.", "sample.py runs/one"),
     (r"--nproc_per_node=8", "--nproc_per_node=2"),
-    (r"ema\.snapshot_every=31250", "ema.snapshot_every=2"),
+    (r"ema\.snapshot_every=31250", "ema.snapshot_every=2 run.dir=runs/new"),
     (r"train\.num_steps=200 ", "train.num_steps=20 "),
+    (r"--lr-sweep", "--lr-sweep --steps 10"),
 ]  # fmt: skip
 
 EXCEPTED = [  # (what is found in the command, why it is not run here)

@@ -54,7 +54,7 @@ FAMILIES = {
     "cascade": "bash launch/cascade.sh runs/new",
     "demo": "bash launch/demo.sh",
 }
-REFUSED_AGAIN = ("averages",)  # what it makes is there already
+REFUSED_AGAIN = {"averages": 1, "checkpoint export": 2}  # what it makes is there already
 QUICK = ("train_single", "train_dp", "sample", "evaluate", "prepare")  # those of the fast tier
 
 
@@ -94,7 +94,7 @@ def journey(tmp_path) -> Iterator[Callable[..., Ended]]:
         seen = own / "seen"
         shutil.rmtree(own, ignore_errors=True)
         seen.mkdir(parents=True)
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "OMP_", "CI", "TRYON_FUZZ"))}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "CI", "TRYON_FUZZ"))}
         env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "TMPDIR": str(temporary), "JOURNEY": token}
         env |= {"PYTHONPATH": f"{WITNESS}:{env.get('PYTHONPATH', '')}", "JOURNEY_WITNESS": str(seen)}
         env["TORCHINDUCTOR_CACHE_DIR"] = str(own / "compiled")
@@ -107,11 +107,13 @@ def journey(tmp_path) -> Iterator[Callable[..., Ended]]:
         assert not (left := _alive(token)), f"processes outlive {command!r}: {left}\n{ended.text}"
         for path in seen.iterdir():
             witness = json.loads(path.read_text())
-            assert not witness["threads"] and not witness["children"], witness
+            clean = not witness["threads"] and not witness["children"]
+            assert clean or command.startswith(SERVES), witness
         assert not (left := _left(temporary)), f"{command!r} leaves {left} in TMPDIR"
         assert not (left := _shared_memory() - shared), f"{command!r} leaves {left} in /dev/shm"
         new = _names(folder) - before
-        assert all(name in command + ended.text for name in new), f"{command!r} leaves {new}, without a word of it"
+        if "| head" not in command:
+            assert all(name in command + ended.text for name in new), f"{command!r} leaves {new}, without a word of it"
         return ended
 
     yield run
@@ -140,8 +142,8 @@ def _run(command: str, folder: Path, env: dict[str, str], terminal: bool) -> End
             part = b""
         if not part:
             break
-        text += part.decode(errors="replace")
-        if command.startswith(SERVES) and "http://" in text:
+        serves, text = "http://localhost" in text, text + part.decode(errors="replace")
+        if command.startswith(SERVES) and not serves and "http://localhost" in text:
             os.killpg(process.pid, signal.SIGINT)
     os.close(ours)
     return Ended(process.wait(), text)
@@ -168,9 +170,9 @@ def _names(folder: Path) -> set[str]:
 
 
 def _left(folder: Path) -> list[str]:
-    """All files and folders but those for the ranks' logs, which torchrun itself leaves."""
-    left = (path.relative_to(folder) for path in folder.rglob("*"))
-    return sorted(path.as_posix() for path in left if not path.parts[0].startswith("torchelastic_"))
+    """All but what torchrun and TensorBoard leave, and this user's compile cache."""
+    left, known = (path.relative_to(folder) for path in folder.rglob("*")), ("torchelastic_", ".tensorboard-", "tryon-")
+    return sorted(path.as_posix() for path in left if not path.parts[0].startswith(known))
 
 
 def _shared_memory() -> set[str]:
@@ -208,7 +210,10 @@ def test_as_written(command, workspace, journey, request):
     if out := re.search(r"prepare .*--out (\S+)", command.text):
         shutil.rmtree(workspace / out[1], ignore_errors=True)  # of earlier commands
     ended = journey(python_of(command), workspace)
-    assert ended.status == 0, ended.text
+    if command.text.startswith(SERVES):
+        assert ended.status in (0, -signal.SIGINT) and "http://localhost" in ended.text, ended.text
+    else:
+        assert ended.status == 0, ended.text
 
 
 QUICKLY = [  # by one worker of pytest-xdist: the other need not wait for the workspace
@@ -221,7 +226,7 @@ QUICKLY = [  # by one worker of pytest-xdist: the other need not wait for the wo
 def test_twice_in_a_row(family, workspace, journey):
     first, second = (journey(FAMILIES[family], workspace) for _ in range(2))
     assert first.status == 0, first.text
-    assert second.status == (family in REFUSED_AGAIN), second.text
+    assert second.status == REFUSED_AGAIN.get(family, 0), second.text
 
 
 @pytest.mark.slow
