@@ -29,20 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What pytest-xdist keeps together: tests that share what their module prepares, and those of the two hosts, of
+    which a machine has one pair."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    if CLUSTER in item.path.parents:
+        item.add_marker(pytest.mark.xdist_group("cluster"))
+    elif any(each.scope == "module" for fixture in fixtures for each in fixture):
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves slow tests out, unless --all or their own name asks for them, and says what pytest-xdist keeps together:
-    tests that share what their module prepares, and those of the two hosts, of which a machine has one pair."""
+    """Leaves slow tests out, unless --all or their own name asks for them."""
     if not config.getoption("--all") and not any("::" in word for word in config.args):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if CLUSTER in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif any(each.scope == "module" for fixture in fixtures for each in fixture):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(autouse=True)

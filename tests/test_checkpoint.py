@@ -346,3 +346,19 @@ def test_without_memory_for_a_copy_it_says_so_once_and_training_waits(tmp_path, 
         assert not saver.pending and find_step(tmp_path) == step
     assert saver.staging.num == pieces.STREAMING
     assert capfd.readouterr().err.count("too little free memory for a copy of the checkpoint") == 1
+
+
+def test_at_no_moment_is_there_no_whole_checkpoint(tmp_path, monkeypatch):
+    """Also where only one is kept: after every rename of a folder there is one."""
+    small_pieces(monkeypatch.setattr)
+    save(tmp_path, 1, keep=1)
+    found, replace = [], Path.replace
+
+    def looked(self, target):
+        result = replace(self, target)
+        found.append(find_step(tmp_path))
+        return result
+
+    monkeypatch.setattr(Path, "replace", looked)
+    save(tmp_path, 2, keep=1)
+    assert set(found) == {2}, found

@@ -6,7 +6,7 @@ import torch
 
 from data.dataset import ShardedDataset
 from data.order import ShuffledOrder
-from runs import empty_config, finish, newest, ranks, stats, tensors, words
+from runs import deviation, empty_config, finish, losses, newest, ranks, stats, tensors, words
 from training import checkpoint, loop
 from training.config import Config, load_config
 from training.distributed import DistributedConfig, process_group
@@ -264,3 +264,31 @@ def test_a_network_with_frozen_weights_is_refused_before_its_first_checkpoint(co
     config = configured()
     with pytest.raises(ValueError, match=r"garment_unet\.[\w.]+: requires_grad is False, .* zero the gradient"):
         Frozen(config.model, config.engine, config.optim, config.seed)
+
+
+def test_a_scaled_gradient_is_clipped_as_an_unscaled_one(configured, monkeypatch):
+    """As with fp16, on any device."""
+    config = configured(optim__clip_grad_norm=0.5)
+    engine = SingleDevice(config.model, config.engine, config.optim, config.seed)
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    engine.backward(sum((p * p).sum() + p.sum() for p in engine.parameters))
+    norm = torch.cat([p.grad.flatten() for p in engine.parameters]).norm().item() / 1024
+    used = []
+    monkeypatch.setattr(
+        engine.optimizer, "step", lambda: used.append(torch.cat([p.grad.flatten() for p in engine.parameters]).norm())
+    )
+    assert engine.step(lr=1e-3) == pytest.approx(norm, rel=1e-4) and norm > 0.5
+    assert used[0].item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("zero_stage", [None, 2])
+def test_every_engine_clips(shards, tmp_path, zero_stage):
+    """To a norm that every gradient exceeds; norms differ from step to step, which Adam's moments remember."""
+    config = str(empty_config(tmp_path))
+    changes = {"train__num_steps": 6, "optim__clip_grad_norm": 1e-3, "optim__lr": 1e-2}
+    train(load_config([config, *words(shards, tmp_path / "one", **changes)]), SingleDevice)
+    assert min(line["grad_norm"] for line in stats(tmp_path / "one")) > 1e-2
+    engine = {} if zero_stage is None else {"engine__zero_stage": zero_stage}
+    statuses, text = finish(ranks(tmp_path, 2, [config, *words(shards, tmp_path / "two", **changes, **engine)]))
+    assert statuses == [0, 0], text
+    assert deviation(losses(tmp_path / "one"), losses(tmp_path / "two")) < 1e-4

@@ -3,6 +3,7 @@
 import hashlib
 import random
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,31 @@ def test_a_disk_that_fails_is_no_broken_sample(folder, monkeypatch):
     with pytest.raises(ValueError) as caught:
         list(batches(stream, iter(plan), num_workers=0, on_replaced=told.extend))
     assert str(caught.value).startswith(f"{folder / '000001.tar'}: cannot be read (") and not told
+
+
+def test_a_sample_is_augmented_anew_in_every_epoch(folder):
+    stream, seen = open_stream(folder), defaultdict(set)
+    for position in range(6 * 23):
+        sample_id = stream.order.sample_id(position)
+        plain = np.array_equal(stream.sample(position).person, stream.dataset.read(sample_id).person)
+        seen[sample_id].add(plain)
+    assert sum(len(each) == 2 for each in seen.values()) > 15, "of 23, mirrored in some epochs and not in others"
+
+
+def test_ranks_with_accumulation_share_out_every_position_once():
+    for num_ranks, num_micro_batches in ((2, 3), (3, 2), (4, 4)):
+        layouts = [Layout(48, rank, num_ranks, num_micro_batches) for rank in range(num_ranks)]
+        seen = [p for layout in layouts for positions in rank_positions(layout, 7, 2) for p in positions]
+        assert sorted(seen) == list(range(7, 7 + 2 * 48)), (num_ranks, num_micro_batches)
+
+
+def test_a_spare_does_not_depend_on_what_else_its_batch_holds(folder):
+    break_sample(folder, "000001", 2)
+    break_sample(folder, "000003", 1)
+    stream, seen = open_stream(folder), []
+    for size in (1, 23, 46):
+        batches_of = [list(range(first, first + size)) for first in range(0, 46, size)]
+        seen.append(
+            {p: d for batch in batches(stream, iter(batches_of), num_workers=0) for p, d in digests(batch).items()}
+        )
+    assert seen[0] == seen[1] == seen[2]

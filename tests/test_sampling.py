@@ -254,3 +254,15 @@ def test_what_is_refused(cascade, tmp_path, more, said):
     with pytest.raises(ValueError) as refusal:
         call(*words(cascade, tmp_path / "out", *more))
     assert said in str(refusal.value) and not drawn(tmp_path / "out")
+
+
+def test_an_unpaired_garment_keeps_its_own_pose(shards):
+    own, size = ShardedDataset(shards), (32, 32)
+    pairs = ShardPairs(str(shards), [size], 3, unpaired=True)
+    for i in range(3):
+        sample, person, garment = pairs.sample(i, size), own.read(i), own.read((i + 1) % 3)
+        for field in ("person", "clothing_agnostic", "person_pose"):
+            assert np.array_equal(getattr(sample, field), getattr(person, field))
+        for field in ("garment", "garment_pose"):
+            assert np.array_equal(getattr(sample, field), getattr(garment, field))
+        assert not np.array_equal(person.garment_pose, garment.garment_pose)

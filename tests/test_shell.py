@@ -70,3 +70,19 @@ def test_what_is_started_and_with_which_environment(tmp_path, arguments, started
         assert "run: --nv python3 -m launch.rollcall --wait 50 " + started in done.stdout
         assert "node=" in values["TRYON_TIMELINE"] and "rollcall=" in values["TRYON_TIMELINE"]
         assert "read_timeout=120" in values["PET_RDZV_CONF"]
+
+
+def test_a_console_tells_the_status_of_its_training(tmp_path):
+    inside = tmp_path / "inside"
+    inside.write_text('#!/usr/bin/env bash\ncase "$*" in *launch.agent*) exit 7 ;; esac\n')
+    inside.chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PET_", "TRYON_", "SLURM_"))}
+    env = kept | {"TRYON_RUN_IN": str(inside), "TRYON_NODES": "localhost", "TRYON_NPROC": "1", "TMPDIR": str(tmp_path)}
+    run = tmp_path / "a run"
+    log = run / "logs" / os.uname().nodename / "console.log"
+    log.parent.mkdir(parents=True)
+    session = ["bash", "launch/session.sh"]
+    subprocess.run([*session, "console", run, "x=1"], cwd=HOME, env=env, capture_output=True, timeout=60)
+    assert ": ended with status 7\n" in log.read_text()
+    told = subprocess.run([*session, "status", "none", run], cwd=HOME, env=env, capture_output=True, text=True)
+    assert told.stdout.startswith("ended with status 7 at ")
