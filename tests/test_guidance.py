@@ -28,10 +28,13 @@ def test_guidance_is_one_evaluation_of_both(scale, batch, lowres, prediction):
     assert torch.equal(cond.null().lowres, cond.lowres) if lowres else cond.null().lowres is None
 
 
-@pytest.mark.parametrize(("method", "num_guided"), [("ddim", 4), ("heun", 8)])
-def test_guidance_works_within_its_interval(method, num_guided):
-    """Outside, an evaluation is one of the conditional branch alone."""
-    config = SamplerConfig(method=method, num_steps=10, guidance_interval=(0.25, 0.65))
+@pytest.mark.parametrize(
+    ("method", "interval", "num_guided"),
+    [("ddim", (0.25, 0.65), 4), ("heun", (0.25, 0.65), 8), ("ddim", (0.0, 1.0), 10)],
+)
+def test_guidance_works_within_its_interval(method, interval, num_guided):
+    """Both ends included.  Outside, an evaluation is one of the conditional branch alone."""
+    config = SamplerConfig(method=method, num_steps=10, guidance_interval=interval)
     net, times = Counting(), []
 
     def told(zt: Tensor, t: Tensor, cond: Conditions) -> Tensor:
@@ -41,7 +44,7 @@ def test_guidance_works_within_its_interval(method, num_guided):
     noise = torch.randn(2, 3, *SIZE)
     for _ in sample_steps(told, conditions(2), lambda: noise, DiffusionConfig(), config):
         pass
-    assert net.batches == [4 if 0.25 <= t <= 0.65 else 2 for t in times]
+    assert net.batches == [4 if interval[0] <= round(t, 6) <= interval[1] else 2 for t in times]
     assert net.batches.count(4) == num_guided
 
 
