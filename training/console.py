@@ -43,7 +43,7 @@ class Tee(io.TextIOBase):
         return self.stream.isatty()
 
 
-class Lasting(io.TextIOBase):
+class Lasting:
     """A stream whose reader may leave, as with `| head`: what is written from then on is lost, and nothing else."""
 
     def __init__(self, stream: TextIO):
@@ -58,12 +58,6 @@ class Lasting(io.TextIOBase):
 
     def flush(self) -> None:
         self._try(self.stream.flush)
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
