@@ -78,7 +78,7 @@ def test_the_estimate_is_what_a_process_takes():
         assert int(estimate) == pytest.approx(int(real), rel=0.15), change
 
 
-LITTLE = [*SMALL, "model.image_size=[32,32]", "engine.precision=fp32", "train.global_batch=4"]
+LITTLE = [*SMALL, "model.image_size=[32,32]", "engine.precision=fp32", "train.global_batch=8"]
 ENGINES = {
     "single, two passes": (0, ["engine.micro_batch=2"]),
     "adamw8bit": (0, ["optim.name=adamw8bit"]),

@@ -305,7 +305,8 @@ def test_hosts_are_tested_before_training_and_a_broken_one_is_left_out(submit, m
         time.sleep(0.1)
     machines.sh("scontrol", "update", f"JobId={job.id}", "ExcNodeList=")
     job.wait("COMPLETED")
-    assert "nothing speaks against these hosts" in job.text
+    again = job.text.partition("requeued: without nodeB")[2]
+    assert "preflight: 2 of 2 ranks answered" in again and "error: host" not in again
 
 
 def wait_for_process(host: str, word: str) -> psutil.Process:

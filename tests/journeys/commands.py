@@ -40,7 +40,7 @@ PUT_IN = [
     (r"sample\.py \.\.\.", "sample.py runs/one"),
     (r"--nproc_per_node=8", "--nproc_per_node=2"),
     (r"ema\.snapshot_every=31250", "ema.snapshot_every=2 run.dir=runs/new"),
-    (r"train\.num_steps=200 ", "train.num_steps=20 "),
+    (r"train\.num_steps=200 ", "train.num_steps=3 "),
     (r"--lr-sweep", "--lr-sweep --steps 10"),
 ]  # fmt: skip
 
