@@ -134,6 +134,7 @@ def test_any_engine_continues_any_other(first, second, half, single, shards, tmp
     tables["pairs"][first.name][second.name] = worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", cases([(1,), (2,), (3,)], {("2",)}))
 def test_zero_continues_on_another_number_of_ranks(stage, shards, tmp_path):
     """12 samples a step, by 2, then by 3, which divides few parameters, then by 4 ranks."""
@@ -169,6 +170,7 @@ def test_without_the_moments_the_curve_is_another(engine, half, single, shards, 
     assert deviation(single("fp32"), curve) > 100 * LIMITS["fp32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "changes",
@@ -184,6 +186,7 @@ def test_offload_and_checkpointing_change_no_curve(changes, precision, single, s
     assert deviation(single(precision), curve) <= LIMITS[precision]
 
 
+@pytest.mark.slow
 def test_ranks_that_share_weights_look_at_uneven_numbers_of_samples(shards, tmp_path):
     """3 held-out samples and 1 preview on 2 ranks at stage 3, where every forward pass is everyone's."""
     uneven = {
@@ -239,6 +242,7 @@ def test_deepspeed_that_is_not_installed_is_named_once(shards, tmp_path):
     assert len(re.findall("^error: .*pip install deepspeed", text, re.MULTILINE)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of resident memory as Linux does")
 def test_no_rank_holds_the_whole_network_at_stage_3(tmp_path):
     """While it is drawn, of a network of 180 MB, a rank of two needs its half and a block."""

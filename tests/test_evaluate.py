@@ -118,6 +118,7 @@ def test_a_run_is_repainted_where_it_drew(tmp_path, shards, run):
     assert not (stage / "evaluation").exists() and list((tmp_path / "out/catvton/tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks(tmp_path, images, shards):
     found = []
     for num in (1, 2, 3):

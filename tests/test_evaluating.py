@@ -24,6 +24,7 @@ def evaluated(run_dir) -> dict[int, dict[str, float]]:
     return {step: values for step, values in lines if values}
 
 
+@pytest.mark.slow
 def test_every_so_many_steps_on_any_ranks(tmp_path, shards):
     config = str(empty_config(tmp_path))
 

@@ -68,6 +68,7 @@ def whole_stream(stream: Stream, num_ranks: int, num_workers: int, accumulation:
     return seen
 
 
+@pytest.mark.slow
 def test_one_stream_for_any_ranks_workers_and_accumulation(folder):
     stream = open_stream(folder)
     reference = whole_stream(stream, 1, 0, 1)

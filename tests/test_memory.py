@@ -63,6 +63,7 @@ for change in sys.argv[1].split():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of resident memory as Linux does")
 def test_the_estimate_is_what_a_process_takes():
     """Within 15 %, at 4 samples of 64x64.  malloc returns memory at once here, as the GPU's allocator reuses it."""

@@ -279,6 +279,7 @@ def test_channels_last():
         torch.testing.assert_close(gradients(last)[name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compile(checkpointing):
     """One graph without breaks; compiled in place, so that checkpoint keys stay clean."""

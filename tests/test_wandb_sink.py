@@ -31,6 +31,7 @@ def records(path: Path) -> list:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_and_its_restart_are_one_run_there(shards, tmp_path):
     pytest.importorskip("wandb")
     run, config = tmp_path / "run", str(empty_config(tmp_path))

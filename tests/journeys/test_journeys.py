@@ -55,7 +55,7 @@ FAMILIES = {
     "demo": "bash launch/demo.sh",
 }
 REFUSED_AGAIN = {"averages": 1, "checkpoint export": 2}  # what it makes is there already
-QUICK = ("train_single", "train_dp", "sample", "evaluate", "prepare")  # those of the fast tier
+QUICK = ("train_single", "sample", "prepare")  # those of the fast tier
 
 
 class Ended(NamedTuple):
