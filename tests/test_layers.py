@@ -48,3 +48,11 @@ def test_a_pose_is_drawn_where_its_joints_are(size):
         assert abs((row + 0.5) / size[0] - 0.75) < 0.05 and abs((column + 0.5) / size[1] - 0.25) < 0.05
     down, across = maps[0, 0, :, size[1] // 4], maps[0, 0, size[0] * 3 // 4]
     assert abs((down > 0.5).sum() - (across > 0.5).sum()) <= 1, "round, in pixels"
+
+
+def test_each_pose_has_tokens_of_its_own():
+    net = network()
+    _, t, cond = inputs()
+    pose, num = net.embed(t, cond).pose, cond.person_pose.shape[1]
+    assert torch.equal(pose[:, :num], net.person_tokens(cond.person_pose))
+    assert torch.equal(pose[:, num:], net.garment_tokens(cond.garment_pose))

@@ -86,3 +86,33 @@ def test_a_console_tells_the_status_of_its_training(tmp_path):
     assert ": ended with status 7\n" in log.read_text()
     told = subprocess.run([*session, "status", "none", run], cwd=HOME, env=env, capture_output=True, text=True)
     assert told.stdout.startswith("ended with status 7 at ")
+
+
+def test_a_wish_to_stop_forgets_an_earlier_stop(tmp_path):
+    def session(word: str) -> str:
+        command = ["bash", "launch/session.sh", word, tmp_path]
+        return subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=True).stdout
+
+    (tmp_path / "REQUEUE").write_text('{"reason": "stopped by a signal", "step": 7}\n')
+    session("wish_stop")
+    assert (tmp_path / "STOP").exists() and session("outcome") == ""
+    (tmp_path / "REQUEUE").write_text('{"reason": "stopped by the file STOP", "step": 9}\n')
+    assert session("outcome") == "9\n" and not (tmp_path / "STOP").exists()
+
+
+@pytest.mark.parametrize(("nodes", "rank"), [("localhost 192.0.2.1", 0), ("192.0.2.1 localhost", 1)])
+def test_the_first_node_alone_is_the_master(tmp_path, nodes, rank):
+    """The way to the other node, an address that no host has, is played."""
+    ip = tmp_path / "ip"
+    ip.write_text('#!/usr/bin/env bash\ncase "$*" in *route*) echo "192.0.2.1 dev eth7 src 192.0.2.9" ;; esac\n')
+    ip.chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PET_", "TRYON_", "SLURM_", "OMP_"))}
+    env = kept | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "TRYON_NPROC": "2"}
+    done = subprocess.run(
+        ["bash", "-c", f"source launch/env.sh {nodes} && env"], cwd=HOME, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    values = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    assert values["PET_RDZV_CONF"].startswith(f"is_host={1 - rank},") and values["TRYON_NODE_RANK"] == str(rank)
+    master = "192.0.2.9" if rank == 0 else "192.0.2.1"
+    assert values["PET_RDZV_ENDPOINT"].startswith(f"{master}:") and values["GLOO_SOCKET_IFNAME"] == "eth7"
